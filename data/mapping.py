@@ -1,0 +1,195 @@
+"""Mappings from rows to turns: sandboxed Jinja templates written in the recipe, compiled once."""
+
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from data import languages
+from data.config import JsonlSource, LanguageRule, MessageTemplate
+from data.schema import DataError, Turn
+
+FUNCTIONS = {"language_name": languages.own_name, "english_name": languages.english_name}
+"""What templates can call besides Jinja's own filters."""
+
+
+class CompiledMessage(NamedTuple):
+    """A `MessageTemplate` ready to render; `place` is where the recipe has it."""
+
+    place: str
+    role: str
+    template: jinja2.Template | None
+    each: str | None
+    messages: tuple["CompiledMessage", ...]
+
+
+class CompiledMapping(NamedTuple):
+    """The messages and the filter of a source, ready to render."""
+
+    messages: tuple[CompiledMessage, ...]
+    where: Callable[..., Any] | None
+    place: str
+
+
+def compile_mapping(source: JsonlSource, place: str) -> CompiledMapping:
+    """Returns the source's templates compiled. Raises DataError naming the recipe's key, e.g.
+    `data.sources.2.messages.0.content`, for a template that is no Jinja."""
+    environment = ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
+        keep_trailing_newline=True,
+        finalize=_refuse_non_text,
+    )
+    messages = tuple(
+        _compile_message(environment, message, f"{place}.messages.{index}")
+        for index, message in enumerate(source.messages)
+    )
+    if not any(_answers(message) for message in messages):
+        raise DataError(
+            f"{place}.messages has no message of role assistant, so nothing would be trained; add one"
+        )
+    where = None
+    if source.where is not None:
+        try:
+            where = environment.compile_expression(source.where, undefined_to_none=False)
+        except jinja2.TemplateSyntaxError as error:
+            raise DataError(
+                f"{place}.where is no Jinja expression: {error.message}: {source.where!r}"
+            ) from None
+    return CompiledMapping(messages, where, f"{place}.where")
+
+
+def make_context(row: Mapping[str, Any], *, language: str, line: int) -> dict[str, Any]:
+    """Returns what templates see: the row's fields, `row` itself, its standardised `language`, its `line`
+    in the file (from 1), and the functions `language_name` and `english_name`, which win over fields."""
+    return {**row, "row": row, "language": language, "line": line, **FUNCTIONS}
+
+
+def is_wanted(mapping: CompiledMapping, context: dict[str, Any]) -> bool:
+    """Whether the row passes `where`. Raises DataError if the expression fails on it."""
+    where = mapping.where
+    return where is None or _guard(lambda: bool(where(context)), mapping.place, context)
+
+
+def render_turns(mapping: CompiledMapping, context: dict[str, Any]) -> tuple[Turn, ...]:
+    """Returns the row's turns. Content is taken as rendered: a template that wants it trimmed says `| trim`.
+
+    A system message that renders to nothing is left out. Raises DataError if a template fails on the row, a
+    user or assistant turn is empty, or the last turn is not the assistant's.
+    """
+    turns = tuple(turn for message in mapping.messages for turn in _render_message(message, context))
+    if not turns:
+        raise DataError("the row has no turns")
+    if turns[-1].role != "assistant":
+        raise DataError(f"the conversation ends with a {turns[-1].role} turn; end it with the assistant's")
+    return turns
+
+
+def check_turn(turn: Turn, place: str) -> Turn:
+    """Returns the turn. Raises DataError if it is an empty user or assistant turn, or no Unicode text."""
+    if turn.role in ("user", "assistant") and not turn.content.strip():
+        raise DataError(f"empty {turn.role} turn ({place})")
+    try:
+        turn.content.encode("utf-8")
+    except UnicodeEncodeError as error:
+        found = ascii(turn.content[error.start])
+        raise DataError(
+            f"lone surrogate {found} in the {turn.role} turn ({place}), not Unicode text"
+        ) from None
+    return turn
+
+
+def find_language(rule: LanguageRule, *, row: Mapping[str, Any], file_name: str) -> str:
+    """Returns the row's standardised tag. Raises DataError if the field is missing or holds no tag."""
+    if rule.constant is not None:
+        return languages.standardize(rule.constant)
+    if rule.file_name is not None:
+        found = re.fullmatch(rule.file_name, file_name)
+        if found is None:
+            raise DataError(f"file {file_name!r} does not match language.file_name {rule.file_name!r}")
+        return languages.standardize(found[1])
+    if rule.field is None or rule.field not in row:
+        raise DataError(f"no field {rule.field!r} to read the language from; fields are {', '.join(row)}")
+    try:
+        return languages.standardize(row[rule.field])
+    except languages.LanguageError as error:
+        raise DataError(f"field {rule.field!r}: {error}") from None
+
+
+def check_language_rule(rule: LanguageRule, place: str) -> None:
+    """Raises DataError unless the rule is usable: a constant is a tag, a file-name pattern has one group."""
+    try:
+        if rule.constant is not None:
+            languages.standardize(rule.constant)
+        if rule.file_name is not None and re.compile(rule.file_name).groups != 1:
+            raise DataError(f"the pattern {rule.file_name!r} needs exactly one group, around the tag")
+    except re.error as error:
+        raise DataError(f"{place}.file_name: {rule.file_name!r} is no regular expression: {error}") from None
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from None
+
+
+def _compile_message(
+    environment: ImmutableSandboxedEnvironment, message: MessageTemplate, place: str
+) -> CompiledMessage:
+    inner = tuple(
+        _compile_message(environment, each, f"{place}.messages.{index}")
+        for index, each in enumerate(message.messages)
+    )
+    if message.content is None:
+        return CompiledMessage(place, "", None, message.each, inner)
+    try:
+        template = environment.from_string(message.content)
+    except jinja2.TemplateSyntaxError as error:
+        raise DataError(
+            f"{place}.content is no template: {error.message} (line {error.lineno}): {message.content!r}"
+        ) from None
+    return CompiledMessage(f"{place}.content", message.role or "", template, None, ())
+
+
+def _answers(message: CompiledMessage) -> bool:
+    return message.role == "assistant" or any(_answers(inner) for inner in message.messages)
+
+
+def _render_message(message: CompiledMessage, context: dict[str, Any]) -> Iterator[Turn]:
+    template = message.template
+    if template is not None:
+        content = _guard(lambda: template.render(context), message.place, context)
+        if message.role != "system" or content.strip():
+            yield check_turn(Turn(message.role, content), message.place)
+        return
+    items = context["row"].get(message.each)
+    if not isinstance(items, list):
+        what = f"is {type(items).__name__}, not a list" if message.each in context["row"] else "is missing"
+        raise DataError(f"field {message.each!r} {what} ({message.place}.each)")
+    for item in items:
+        for inner in message.messages:
+            yield from _render_message(inner, {**context, "item": item})
+
+
+def _guard(render: Callable[[], Any], place: str, context: dict[str, Any]) -> Any:
+    """What `render` returns; whatever the recipe's expression raises on this row becomes a DataError."""
+    try:
+        return render()
+    except jinja2.UndefinedError as error:
+        raise DataError(
+            f"{place}: {error.message}; the row's fields are {', '.join(context['row'])}"
+        ) from None
+    except DataError as error:
+        raise DataError(f"{place}: {error}") from None
+    except Exception as error:
+        raise DataError(f"{place}: {type(error).__name__}: {error}") from None
+
+
+def _refuse_non_text(value: Any) -> Any:
+    """Jinja would print these as Python does (`None`, `nan`, `['a']`), and a model would learn to say so."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        shown = "null" if value is None else value
+        raise DataError(f"a value is {shown}, not text; use `or ''`, or leave the row out with `where`")
+    if isinstance(value, list | dict | tuple):
+        kind = type(value).__name__
+        raise DataError(f"a value is a {kind}, not text; name an item, or use `| join` or `| tojson`")
+    return value

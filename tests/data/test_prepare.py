@@ -1,0 +1,269 @@
+"""A run directory holds one complete plan or none, and a restart reads it back instead of making another."""
+
+import json
+import os
+import shutil
+
+import msgspec
+import numpy as np
+import pytest
+
+from data import prepare as preparing
+from data.config import (
+    DataConfig,
+    JsonlSource,
+    LanguageRule,
+    MessageTemplate,
+    MixtureConfig,
+    PackingConfig,
+    TokenizerConfig,
+)
+from data.pipeline import make_batches
+from data.prepare import fingerprint_inputs, prepare
+from data.schema import DataError
+from data.tokenizer import save_tokenizer, train_tokenizer
+
+TOKENIZER = TokenizerConfig(vocab_size=320)
+QUESTIONS = [("en", "what is %d and one?", "it is %d"), ("sw", "%d na moja ni nini?", "ni %d")]
+
+
+def write_rows(folder, *, count=40, extra=()):
+    rows = [
+        json.dumps({"q": question % n, "a": answer % (n + 1), "lang": language})
+        for language, question, answer in QUESTIONS
+        for n in range(count)
+    ]
+    folder.mkdir(exist_ok=True)
+    (folder / "rows.jsonl").write_text("\n".join([*rows, *extra]) + "\n", encoding="utf-8")
+
+
+def make_config(root, **fields):
+    source = JsonlSource(
+        name="sums",
+        path="rows.jsonl",
+        messages=(
+            MessageTemplate(role="user", content="{{ q }}"),
+            MessageTemplate(role="assistant", content="{{ a }}"),
+        ),
+        language=LanguageRule(field="lang"),
+    )
+    packing = PackingConfig(row_length=64, block_examples=32)
+    return DataConfig(**{"sources": (source,), "root": str(root), "packing": packing, **fields})
+
+
+@pytest.fixture
+def root(tmp_path):
+    write_rows(tmp_path / "data")
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    return tmp_path / "run"
+
+
+def run(config, run_dir, *, steps=6, batch_rows=2, seed=0, tokenizer=TOKENIZER):
+    return prepare(config, tokenizer, steps=steps, batch_rows=batch_rows, seed=seed, run_dir=run_dir)
+
+
+def forbid_building(monkeypatch):
+    def fail(*_, **__):
+        raise AssertionError("the sources were loaded again")
+
+    monkeypatch.setattr(preparing, "load_sources", fail)
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_what_is_prepared_agrees_and_lies_in_the_run_directory(root, run_dir):
+    dataset, plan, tokenizer = run(make_config(root), run_dir)
+    assert sorted(os.listdir(run_dir)) == ["plan", "tokenizer"]
+    assert len(dataset) == 80
+    assert dataset.facts.tokenizer_hash == tokenizer.hash
+    assert plan.rows == 12
+    table = json.loads((run_dir / "plan" / "plan.json").read_text())
+    assert table["tokenizer_hash"] == tokenizer.hash
+    assert [(cell["language"], cell["examples"]) for cell in table["cells"]] == [("en", 40), ("sw", 40)]
+    assert (run_dir / "plan" / "bad_rows.jsonl").read_bytes() == b""
+    batches = list(make_batches(run_dir / "plan", start_row=0, batch_rows=2))
+    assert len(batches) == 6
+    assert tokenizer.decode(dataset.tokens[: dataset.offsets[1]].tolist()) == "what is 0 and one?it is 1"
+
+
+def test_a_restart_reads_back_and_loads_nothing(root, run_dir, monkeypatch):
+    first = run(make_config(root), run_dir)
+    before = contents(run_dir)
+    forbid_building(monkeypatch)
+    again = run(msgspec.structs.replace(make_config(root), workers=2, prefetch=7), run_dir)
+    assert again.plan.hash == first.plan.hash
+    assert again.plan.row_examples.tolist() == first.plan.row_examples.tolist()
+    assert contents(run_dir) == before
+
+
+def test_two_run_directories_of_one_recipe_are_equal_byte_for_byte(root, run_dir, tmp_path):
+    run(make_config(root), run_dir)
+    run(make_config(root), tmp_path / "other")
+    assert contents(run_dir) == contents(tmp_path / "other")
+
+
+@pytest.mark.parametrize("steps, batch_rows", [(20, 2), (3, 2), (6, 4)])
+def test_more_or_fewer_steps_keep_the_rows_already_served(root, run_dir, monkeypatch, steps, batch_rows):
+    first = run(make_config(root), run_dir)
+    rows = np.array(first.plan.row_examples)
+    forbid_building(monkeypatch)
+    again = run(make_config(root), run_dir, steps=steps, batch_rows=batch_rows)
+    assert again.plan.rows == steps * batch_rows
+    assert again.plan.hash == first.plan.hash
+    shared = min(len(rows), len(again.plan.row_examples))
+    assert again.plan.row_examples[:shared].tolist() == rows[:shared].tolist()
+    assert again.plan.summary["steps"] == steps
+    assert sorted(os.listdir(run_dir)) == ["plan", "tokenizer"]
+
+
+@pytest.mark.parametrize("moment", ["write_dataset", "write_plan", "write_bad_rows"])
+def test_a_run_killed_while_preparing_leaves_nothing_that_looks_complete(root, run_dir, monkeypatch, moment):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    # A kill leaves the scratch folder behind, too: no clean-up ran.
+    monkeypatch.setattr(preparing.tempfile, "TemporaryDirectory", LeftBehind)
+    monkeypatch.setattr(preparing, moment, die)
+    with pytest.raises(KeyboardInterrupt):
+        run(make_config(root), run_dir)
+    assert not (run_dir / "plan").exists()
+    monkeypatch.undo()
+    assert run(make_config(root), run_dir).plan.rows == 12
+    assert sorted(os.listdir(run_dir)) == ["plan", "tokenizer"]
+
+
+class LeftBehind:
+    """A temporary directory that nobody removes."""
+
+    def __init__(self, *, dir, prefix):  # noqa: A002
+        self.path = dir / f"{prefix}killed"
+
+    def __enter__(self):
+        self.path.mkdir()
+        return self.path
+
+    def __exit__(self, *_):
+        return False
+
+
+def test_touched_files_with_the_same_rows_go_on_with_the_same_plan(root, run_dir):
+    first = run(make_config(root), run_dir)
+    os.utime(root / "rows.jsonl", ns=(1, 1))
+    assert run(make_config(root), run_dir).plan.hash == first.plan.hash
+
+
+def test_a_moved_data_folder_is_the_same_recipe(root, run_dir, tmp_path, monkeypatch):
+    run(make_config(root), run_dir)
+    shutil.copytree(root, tmp_path / "moved")
+    forbid_building(monkeypatch)
+    run(make_config(tmp_path / "moved"), run_dir)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mixture": MixtureConfig(temperature=5.0, language_weights={"sw": 2.0})},
+        {"packing": PackingConfig(row_length=96, block_examples=32)},
+    ],
+)
+def test_a_run_directory_of_another_recipe_is_refused_and_left_as_it_is(root, run_dir, change):
+    run(make_config(root), run_dir)
+    before = contents(run_dir)
+    with pytest.raises(DataError, match=r"belongs to another recipe: .*Set run.dir to a new folder"):
+        run(make_config(root, **change), run_dir)
+    assert contents(run_dir) == before
+
+
+def test_another_seed_is_another_run(root, run_dir):
+    run(make_config(root), run_dir)
+    with pytest.raises(DataError, match="belongs to another recipe"):
+        run(make_config(root), run_dir, seed=1)
+
+
+def test_changed_rows_are_another_run(root, run_dir):
+    run(make_config(root), run_dir)
+    write_rows(root, count=41)
+    with pytest.raises(DataError, match="belongs to another recipe"):
+        run(make_config(root), run_dir)
+
+
+def test_an_exchanged_tokenizer_is_refused(root, run_dir):
+    run(make_config(root), run_dir)
+    other = train_tokenizer(["quite another text"], TokenizerConfig(vocab_size=300))
+    save_tokenizer(other, run_dir / "tokenizer")
+    with pytest.raises(DataError, match="restore the tokenizer"):
+        run(make_config(root), run_dir)
+
+
+def test_a_damaged_plan_is_refused(root, run_dir):
+    run(make_config(root), run_dir)
+    (run_dir / "plan" / "row_examples.npy").write_bytes(b"")
+    with pytest.raises(DataError, match="delete it"):
+        run(make_config(root), run_dir)
+
+
+def test_a_tokenizer_can_be_given(root, run_dir, tmp_path):
+    given = train_tokenizer(["what is it? ni nini?"], TokenizerConfig(vocab_size=300))
+    save_tokenizer(given, tmp_path / "given")
+    prepared = run(make_config(root), run_dir, tokenizer=TokenizerConfig(path=str(tmp_path / "given")))
+    assert prepared.tokenizer.hash == given.hash
+
+
+BAD = json.dumps({"q": "1 and one?", "a": " ", "lang": "sw"})
+
+
+def test_a_bad_row_stops_the_run_before_anything_is_written(root, run_dir):
+    write_rows(root, extra=[BAD])
+    with pytest.raises(DataError, match=r"rows.jsonl:81: .*set data.bad_rows to skip"):
+        run(make_config(root), run_dir)
+    assert os.listdir(run_dir) == []
+
+
+def test_skipped_rows_are_written_with_reasons_and_counted_by_language(root, run_dir):
+    write_rows(root, extra=[BAD, '{"q": '])
+    _, plan, _ = run(make_config(root, bad_rows="skip"), run_dir)
+    rows = [json.loads(line) for line in (run_dir / "plan" / "bad_rows.jsonl").read_text().splitlines()]
+    assert sorted((row["file"], row["line"]) for row in rows) == [("rows.jsonl", 81), ("rows.jsonl", 82)]
+    assert all(row["reason"] for row in rows)
+    assert plan.summary["bad_rows"] == {"sw": 1, "": 1}
+
+
+def test_losing_more_than_allowed_refuses_the_run(root, run_dir):
+    """A recipe whose rows are mostly too long would train on a tenth of its data and call it a success."""
+    long = {"q": "1 " * 60, "a": "2 " * 60, "lang": "en"}
+    write_rows(root, extra=[json.dumps(long)] * 20)
+    with pytest.raises(DataError, match=r"would lose 20.0% of its rows \(20 longer than a row, 0 bad\)"):
+        run(make_config(root), run_dir)
+    plan = run(make_config(root, max_dropped=0.5), run_dir).plan
+    assert plan.summary["dropped"] == {"en": 20}
+
+
+def test_every_row_too_long_is_an_error_that_says_what_would_fit(root, run_dir):
+    config = make_config(root, packing=PackingConfig(row_length=8), max_dropped=1.0)
+    with pytest.raises(
+        DataError, match=r"all 80 are longer than data.packing.row_length=8 .*so set it to \d+"
+    ):
+        run(config, run_dir)
+
+
+def test_the_fingerprint_notices_every_setting_that_matters(root):
+    config = make_config(root)
+    base = fingerprint_inputs(config, TOKENIZER, 0)
+    assert fingerprint_inputs(config, TOKENIZER, 0) == base
+    assert fingerprint_inputs(make_config(root, workers=4, prefetch=5), TOKENIZER, 0) == base
+    others = [
+        fingerprint_inputs(config, TOKENIZER, 1),
+        fingerprint_inputs(config, TokenizerConfig(vocab_size=400), 0),
+        fingerprint_inputs(make_config(root, bad_rows="skip"), TOKENIZER, 0),
+        fingerprint_inputs(make_config(root, mixture=MixtureConfig(unit="tokens")), TOKENIZER, 0),
+    ]
+    with open(root / "rows.jsonl", "a", encoding="utf-8") as file:
+        file.write("{}\n")
+    others.append(fingerprint_inputs(config, TOKENIZER, 0))
+    assert len({base, *others}) == 6
