@@ -1,0 +1,175 @@
+"""A model on disk: find a checkpoint, read its `meta`, load its `params` onto any mesh.
+
+A checkpoint is a directory `RUN/checkpoints/STEP/` of separable items written by Orbax: `params`, `opt_state`,
+`data` and `meta`. This module reads the two that make a model; `train.checkpoint` writes all four.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
+from orbax.checkpoint import v1 as ocp
+
+from model.transformer import Params
+
+ITEMS = ("params", "opt_state", "data", "meta")
+FORMAT = 1
+_COMMITTED = "commit_success.txt"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is missing, incomplete, damaged, or of another model. The message says what to do."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointPath:
+    """A complete checkpoint: where it is, which run it belongs to, which step it holds."""
+
+    run_dir: Path
+    step: int
+    path: Path
+
+
+def checkpoint_context() -> ocp.Context:
+    """The Orbax context for this format: `meta` and `data` are JSON files, everything else arrays."""
+    registry = ocp.handlers.local_registry()
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name="data")
+    context = ocp.Context()
+    context.checkpointables.registry = registry
+    return context
+
+
+def is_complete(step_dir: Path) -> bool:
+    """True if the save of this step directory was committed, not cut short."""
+    return (step_dir / _COMMITTED).is_file() and all(
+        (step_dir / item / _COMMITTED).is_file() for item in ("params", "meta")
+    )
+
+
+def list_steps(run_dir: Path) -> tuple[list[int], list[Path]]:
+    """Steps of the complete checkpoints in ascending order, and the paths of incomplete ones."""
+    complete, incomplete = [], []
+    folder = run_dir / "checkpoints"
+    for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if path.name.isdigit() and is_complete(path):
+            complete.append(int(path.name))
+        elif path.is_dir():
+            incomplete.append(path)
+    return sorted(complete), incomplete
+
+
+def newest_step(run_dir: Path) -> int | None:
+    """The newest complete step of a run, or None."""
+    steps, _ = list_steps(run_dir)
+    return steps[-1] if steps else None
+
+
+def find_checkpoint(path: str | Path) -> CheckpointPath:
+    """The complete checkpoint at a run directory (its newest step) or at `RUN/checkpoints/STEP`.
+
+    Raises CheckpointError when there is none there, or when it was left half written.
+    """
+    path = Path(path)
+    if path.name.isdigit() and path.parent.name == "checkpoints" and path.is_dir():
+        if not is_complete(path):
+            raise CheckpointError(
+                f"{path} is half written (its save never finished); use one of {_others(path.parent.parent)}"
+            )
+        return CheckpointPath(run_dir=path.parent.parent, step=int(path.name), path=path)
+    if not path.is_dir():
+        raise CheckpointError(
+            f"{path} does not exist; give a run directory or RUN/checkpoints/STEP (known here: {_others(path.parent.parent)})"
+        )
+    steps, incomplete = list_steps(path)
+    if not steps:
+        found = (
+            f"only half-written ones: {[p.name for p in incomplete]}"
+            if incomplete
+            else "no checkpoints/ with a finished step"
+        )
+        raise CheckpointError(
+            f"{path} holds no complete checkpoint ({found}); train first, or give another directory"
+        )
+    return CheckpointPath(run_dir=path, step=steps[-1], path=path / "checkpoints" / str(steps[-1]))
+
+
+def read_meta(checkpoint: CheckpointPath) -> dict[str, Any]:
+    """The checkpoint's `meta`: model config, resolved recipe, tokenizer and template hash, language table, step.
+
+    Raises CheckpointError when it cannot be read or was written in a format this version does not know.
+    """
+    meta = load_items(checkpoint.path, {"meta": None})["meta"]
+    if meta.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{checkpoint.path} has checkpoint format {meta.get('format')!r}; this version reads {FORMAT}. "
+            "Use the polytune version that wrote it"
+        )
+    return meta
+
+
+def load_params(checkpoint: CheckpointPath, abstract_params: Params) -> Params:
+    """The parameters, placed as `abstract_params` says: its mesh need not be the one they were trained on.
+
+    Raises CheckpointError naming the first parameter whose shape differs from what the model config asks for.
+    """
+    return load_items(checkpoint.path, {"params": abstract_params})["params"]
+
+
+def load_items(step_dir: Path, targets: dict[str, Any]) -> dict[str, Any]:
+    """The named items of a complete checkpoint, restored onto their abstract targets (None: as stored)."""
+    with checkpoint_context():
+        for item, target in targets.items():
+            if target is not None and item in ("params", "opt_state"):
+                _check_shapes(step_dir, item, target)
+        try:
+            return ocp.load_checkpointables(step_dir, {item: _place(target) for item, target in targets.items()})
+        except Exception as error:
+            raise CheckpointError(
+                f"{step_dir} cannot be read ({type(error).__name__}: {str(error)[:300]}); it is damaged: "
+                f"delete it and use one of {_others(step_dir.parent.parent)}"
+            ) from error
+
+
+def _place(target: Any) -> Any:
+    """The abstract arrays with shardings on the devices of the mesh in use; those without one are replicated."""
+
+    def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        spec = leaf.sharding.spec if isinstance(leaf.sharding, NamedSharding) else PartitionSpec()
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(jax.sharding.get_mesh(), spec))
+
+    return jax.tree.map(place, target)
+
+
+def _check_shapes(step_dir: Path, item: str, target: Any) -> None:
+    try:
+        stored_tree = ocp.checkpointables_metadata(step_dir).metadata[item]
+    except Exception as error:
+        raise CheckpointError(
+            f"{step_dir} has no readable {item} ({type(error).__name__}); it is damaged: delete it"
+        ) from error
+    stored = _shapes(stored_tree)
+    wanted = _shapes(target)
+    for name in sorted(wanted.keys() | stored.keys()):
+        if wanted.get(name) != stored.get(name):
+            raise CheckpointError(
+                f"{step_dir} holds another model: {item} {name} has shape {stored.get(name, 'none')} there, "
+                f"{wanted.get(name, 'none')} in this model config; use the model config the run was started with"
+            )
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "shape"))
+    return {_path_name(path): tuple(leaf.shape) for path, leaf in leaves if hasattr(leaf, "shape")}
+
+
+def _path_name(path: tuple[Any, ...]) -> str:
+    return ".".join(
+        str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path
+    )
+
+
+def _others(run_dir: Path) -> list[int]:
+    return list_steps(run_dir)[0]
