@@ -1,0 +1,62 @@
+"""What a recipe says about training: steps, optimizer, checkpoints, logging."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class OptimConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """AdamW with warm-up and decay. Source: arXiv:1711.05101."""
+
+    learning_rate: Positive
+    """Peak, reached after the warm-up."""
+    warmup_steps: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Steps of linear rise from zero."""
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after the warm-up, down to `final_lr_ratio` at the last step."""
+    final_lr_ratio: Fraction = 0.0
+    """Last learning rate over the peak; unused by `constant`."""
+    b1: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
+    b2: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.95
+    eps: Positive = 1e-8
+    weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Decoupled; on matrices only, never on norms' scales."""
+    max_grad_norm: Positive = 1.0
+    """Global norm above which a gradient is scaled down."""
+
+
+class CheckpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """When to save and what to keep. Saving is asynchronous; a step's last state is always saved."""
+
+    save_every: AtLeastOne = 100
+    """Steps between saves."""
+    keep_last: AtLeastOne = 2
+    """Newest checkpoints kept."""
+    keep_every: AtLeastOne | None = None
+    """Also keep every step divisible by this."""
+    keep_initial: bool = True
+    """Save and keep step 0: the untrained model, which evaluation compares with."""
+
+
+class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Size and length of the run."""
+
+    steps: AtLeastOne
+    batch_rows: AtLeastOne
+    """Rows of the global batch, over all devices and microbatches."""
+    microbatches: AtLeastOne = 1
+    """Parts the batch is split into, one after the other; the loss and update do not depend on it."""
+    log_every: AtLeastOne = 10
+    """Steps between per-language records and lines of a log that is not a terminal."""
+    tensorboard: bool = True
+
+    def __post_init__(self):
+        if self.batch_rows % self.microbatches:
+            raise ValueError(
+                f"batch_rows={self.batch_rows} is not divisible by microbatches={self.microbatches}; "
+                f"use batch_rows={-(-self.batch_rows // self.microbatches) * self.microbatches}"
+            )

@@ -1,0 +1,51 @@
+"""Weighted cross-entropy, as sums and weights, in total and by language."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+class LossSums(NamedTuple):
+    """Sums over tokens by language id; the mean is taken once, by whoever has the whole global batch."""
+
+    loss_R: Float[Array, "R"]
+    weight_R: Float[Array, "R"]
+
+
+def cross_entropy(logits_BKV: Float[Array, "B K V"], targets_BK: Int[Array, "B K"]) -> Float[Array, "B K"]:
+    """-log p(target) in nats, float32.
+
+    The target's logit is picked by a masked sum, not a gather, so that a vocabulary sharded over devices stays so.
+    """
+    logits_BKV = logits_BKV.astype(jnp.float32)
+    vocabulary_BKV = jax.lax.broadcasted_iota(
+        jnp.int32, logits_BKV.shape, 2, out_sharding=jax.typeof(logits_BKV).sharding
+    )
+    picked_BK = jnp.sum(jnp.where(vocabulary_BKV == targets_BK[..., None], logits_BKV, 0.0), axis=-1)
+    return jax.nn.logsumexp(logits_BKV, axis=-1) - picked_BK
+
+
+def sums_by_language(
+    loss_BK: Float[Array, "B K"],
+    weight_BK: Float[Array, "B K"],
+    language_BK: Int[Array, "B K"],
+    num_languages: int,
+) -> LossSums:
+    """Weighted loss and weight summed per language id. Source of the weighting: response-only SFT, token mean."""
+    member_BKR = jax.nn.one_hot(language_BK, num_languages, dtype=jnp.float32)
+    whole = jax.sharding.PartitionSpec(None)
+    return LossSums(
+        loss_R=jnp.einsum("BK,BKR->R", loss_BK * weight_BK, member_BKR, out_sharding=whole),
+        weight_R=jnp.einsum("BK,BKR->R", weight_BK, member_BKR, out_sharding=whole),
+    )
+
+
+def trained_positions(weight_BT: Float[Array, "B T"], most: int) -> Int[Array, "B K"]:
+    """Positions of each row with weight, in order, then enough without to fill `most` = K.
+
+    Weights (0 1 0 .5) with K = 3 give positions (1 3 0). A row with more than K trained positions would lose some:
+    the caller must pass the largest count of any row.
+    """
+    return jnp.argsort(weight_BT == 0, axis=1, stable=True)[:, :most]

@@ -1,0 +1,192 @@
+"""Metrics of steps: device sums to means, once; `metrics.jsonl` and TensorBoard."""
+
+import json
+import time
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import jax
+import numpy as np
+from tensorboardX import SummaryWriter
+
+from data.batch import Batch
+from train.step import StepMetrics
+
+
+class NonFiniteLossError(ValueError):
+    """The loss or gradient of a step is NaN or infinite; the message names the step and its rows."""
+
+
+class BatchFacts(NamedTuple):
+    """What the host knows of a global batch (of its share of it, on several hosts)."""
+
+    first_row: int
+    rows: int
+    tokens: int
+    """Positions that are not padding."""
+    positions: int
+    tokens_R: np.ndarray
+    """Tokens by language id; padding's is 0."""
+    digest: str
+    """crc32 of tokens, targets and segments, 8 hex digits: equal digests mean the same rows were seen."""
+
+
+class StepRecord(NamedTuple):
+    """One finished step, as written."""
+
+    step: int
+    loss: float
+    weight: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    padding: float
+    seconds: float
+    first_row: int
+    rows: int
+    digest: str
+
+
+def describe_batch(batch: Batch, *, first_row: int, num_languages: int) -> BatchFacts:
+    """Counts and digest of a batch whose first row is this global row."""
+    is_real_BT = batch.segments_BT > 0
+    tokens_R = np.bincount(batch.language_BT[is_real_BT], minlength=num_languages)
+    digest = 0
+    for field_BT in (batch.tokens_BT, batch.targets_BT, batch.segments_BT):
+        digest = zlib.crc32(np.ascontiguousarray(field_BT).tobytes(), digest)
+    return BatchFacts(
+        first_row=first_row,
+        rows=batch.tokens_BT.shape[0],
+        tokens=int(is_real_BT.sum()),
+        positions=is_real_BT.size,
+        tokens_R=tokens_R,
+        digest=f"{digest:08x}",
+    )
+
+
+class MetricsWriter:
+    """Appends records to `metrics.jsonl`, a line at a time, and to TensorBoard.
+
+    Loss and tokens by language are summed over `language_every` steps and written as sums; a reader divides.
+    """
+
+    def __init__(
+        self, run_dir: Path, *, attempt: int, languages: Sequence[str], language_every: int, tensorboard: bool
+    ):
+        self._file: TextIO = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=10) if tensorboard else None
+        self._attempt = attempt
+        self._languages = languages
+        self._every = language_every
+        self._clear()
+
+    def close(self) -> None:
+        """Closes both files."""
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+    def write_start(self, step: int, facts: dict[str, Any]) -> None:
+        """Notes that a process begins (or resumes) after this step."""
+        self._write({"kind": "start", "step": step, **facts})
+
+    def write_step(
+        self, step: int, metrics: StepMetrics, facts: BatchFacts, *, learning_rate: float, seconds: float
+    ) -> StepRecord:
+        """Waits for a step's metrics and writes them; `seconds` is the wall time of its turn of the loop.
+
+        Raises NonFiniteLossError, after writing, when the loss or gradient is not finite.
+        """
+        metrics = jax.device_get(metrics)
+        weight = float(metrics.sums.weight_R.sum())
+        record = StepRecord(
+            step=step,
+            loss=float(metrics.sums.loss_R.sum()) / weight,
+            weight=weight,
+            grad_norm=float(metrics.grad_norm),
+            learning_rate=learning_rate,
+            tokens=facts.tokens,
+            padding=1 - facts.tokens / facts.positions,
+            seconds=seconds,
+            first_row=facts.first_row,
+            rows=facts.rows,
+            digest=facts.digest,
+        )
+        self._write_record(record)
+        self._add_languages(step, metrics, facts)
+        if not np.isfinite([record.loss, record.grad_norm]).all():
+            raise NonFiniteLossError(
+                f"step {step}: loss {record.loss}, gradient norm {record.grad_norm}, on rows "
+                f"[{facts.first_row}, {facts.first_row + facts.rows}). The state before it is in the newest checkpoint; "
+                "lower optim.learning_rate or raise optim.warmup_steps"
+            )
+        return record
+
+    def _write_record(self, record: StepRecord) -> None:
+        self._write(
+            {
+                "kind": "step",
+                "step": record.step,
+                "loss": record.loss,
+                "weight": record.weight,
+                "grad_norm": record.grad_norm,
+                "learning_rate": record.learning_rate,
+                "tokens": record.tokens,
+                "padding": round(record.padding, 6),
+                "tokens_per_s": round(record.tokens / record.seconds, 1),
+                "target_tokens_per_s": round(record.weight / record.seconds, 1),
+                "rows": [record.first_row, record.first_row + record.rows],
+                "digest": record.digest,
+            }
+        )
+        if self._board:
+            for name in ("loss", "grad_norm", "learning_rate", "padding"):
+                self._board.add_scalar(f"train/{name}", getattr(record, name), record.step)
+            self._board.add_scalar("speed/tokens_per_s", record.tokens / record.seconds, record.step)
+
+    def _clear(self) -> None:
+        self._loss_R = np.zeros(len(self._languages))
+        self._weight_R = np.zeros(len(self._languages))
+        self._tokens_R = np.zeros(len(self._languages), np.int64)
+        self._first_step: int | None = None
+
+    def _add_languages(self, step: int, metrics: StepMetrics, facts: BatchFacts) -> None:
+        self._loss_R += metrics.sums.loss_R
+        self._weight_R += metrics.sums.weight_R
+        self._tokens_R += facts.tokens_R
+        self._first_step = step if self._first_step is None else self._first_step
+        if step % self._every:
+            return
+        seen = [i for i in range(1, len(self._languages)) if self._tokens_R[i]]
+        self._write(
+            {
+                "kind": "languages",
+                "step": step,
+                "first_step": self._first_step,
+                "loss_sum": {self._languages[i]: round(float(self._loss_R[i]), 4) for i in seen},
+                "weight": {self._languages[i]: float(self._weight_R[i]) for i in seen},
+                "tokens": {self._languages[i]: int(self._tokens_R[i]) for i in seen},
+            }
+        )
+        if self._board:
+            for i in seen:
+                if self._weight_R[i]:
+                    loss = self._loss_R[i] / self._weight_R[i]
+                    self._board.add_scalar(f"loss_by_language/{self._languages[i]}", loss, step)
+        self._clear()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        record = {"kind": record["kind"], "attempt": self._attempt, "time": round(time.time(), 3), **record}
+        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        self._file.flush()
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """Every record of `metrics.jsonl` in order; a last line cut short by a kill is left out."""
+    path = run_dir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1] if line.endswith("}")]
