@@ -1,0 +1,199 @@
+"""Each kind of task: what it asks of the model, and what the answers are worth beside trivial baselines."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from data.chat import encode_conversation, encode_prompt
+from data.procedural import ignore_rule_answer
+from data.schema import Conversation, Turn
+from data.tokenizer import Tokenizer
+from eval.engine import Limits, Model, answer_generations, answer_scores
+from eval.request import Generate, Generated, Score, Scored
+from eval.scoring import apply_filters, choose_options, is_exact_match, is_number_match
+from eval.stats import Ratio
+from eval.task import ChoiceTask, Document, GenerateTask, HeldoutTask, TaskConfig
+
+_MATCHES = {"exact": is_exact_match, "number": is_number_match}
+
+
+class Graded(NamedTuple):
+    """One document, answered: its share in every metric and baseline, and what was asked and said."""
+
+    metrics: dict[str, Ratio]
+    baselines: dict[str, Ratio]
+    arguments: list[list[Any]]
+    """One [prompt, what was asked for] per request; the prompt is the JSON of its messages."""
+    responses: list[list[Any]]
+    filtered: list[Any]
+    truncated: bool
+
+
+class Kind(NamedTuple):
+    """How a kind of task is answered and graded. The first metric is the one tables show."""
+
+    answer: Callable[[Any, Sequence[Document], Tokenizer, Model, Limits], list[Graded]]
+    higher_is_better: dict[str, bool]
+
+
+def grade_task(
+    task: TaskConfig, documents: Sequence[Document], *, tokenizer: Tokenizer, model: Model, limits: Limits
+) -> list[Graded]:
+    """Every document answered by the model and graded, in order."""
+    return find_kind(task).answer(task, documents, tokenizer, model, limits)
+
+
+def find_kind(task: TaskConfig) -> Kind:
+    """How this task is answered, and its metrics."""
+    return {
+        GenerateTask: Kind(_generate, {"exact_match": True, "stopped": True}),
+        ChoiceTask: Kind(_choose, {"acc": True, "acc_norm": True, "acc_bytes": True, "acc_tokens": True}),
+        HeldoutTask: Kind(_hold_out, {"bits_per_byte": False, "loss": False}),
+    }[type(task)]
+
+
+def _generate(
+    task: GenerateTask, documents: Sequence[Document], tokenizer: Tokenizer, model: Model, limits: Limits
+) -> list[Graded]:
+    requests = [
+        Generate(
+            np.array(encode_prompt(document.conversation.turns[:-1], tokenizer), np.int32),
+            max_new_tokens=task.max_new_tokens,
+            stop_id=tokenizer.end_id,
+        )
+        for document in documents
+    ]
+    answers = answer_generations(model, requests, limits)
+    guesses = {name: _guess(name, documents) for name in task.baselines}
+    return [
+        _grade_text(task, document, answer, _decode(answer, tokenizer), {n: g[i] for n, g in guesses.items()})
+        for i, (document, answer) in enumerate(zip(documents, answers, strict=True))
+    ]
+
+
+def _decode(answer: Generated, tokenizer: Tokenizer) -> str:
+    """The answer's text; ids that round a model's vocabulary up beyond the tokenizer's spell nothing."""
+    return tokenizer.decode([token for token in answer.ids if token < tokenizer.vocab_size])
+
+
+def _grade_text(
+    task: GenerateTask, document: Document, answer: Generated, text: str, guesses: Mapping[str, str]
+) -> Graded:
+    def is_right(candidate: str) -> Ratio:
+        reference = apply_filters(document.target, task.filters)
+        return Ratio(float(_MATCHES[task.match](apply_filters(candidate, task.filters), reference)))
+
+    return Graded(
+        metrics={"exact_match": is_right(text), "stopped": Ratio(float(answer.stopped))},
+        baselines={name: is_right(guess) for name, guess in guesses.items()},
+        arguments=[
+            [
+                _prompt_text(document),
+                {"until": ["<end>"], "do_sample": False, "max_gen_toks": task.max_new_tokens},
+            ]
+        ],
+        responses=[[text]],
+        filtered=[apply_filters(text, task.filters)],
+        truncated=answer.truncated,
+    )
+
+
+def _choose(
+    task: ChoiceTask, documents: Sequence[Document], tokenizer: Tokenizer, model: Model, limits: Limits
+) -> list[Graded]:
+    requests = [
+        _ask_option(document, option, tokenizer) for document in documents for option in document.options
+    ]
+    answers = iter(answer_scores(model, requests, limits))
+    majority = _guess("majority", documents)
+    return [
+        _grade_choice(document, [next(answers) for _ in document.options], guess)
+        for document, guess in zip(documents, majority, strict=True)
+    ]
+
+
+def _ask_option(document: Document, option: str, tokenizer: Tokenizer) -> Score:
+    """Asks for the option's tokens as the assistant's content, its end of turn left out."""
+    turns = document.conversation.turns[:-1]
+    conversation = msgspec.structs.replace(document.conversation, turns=(*turns, Turn("assistant", option)))
+    ids = encode_conversation(conversation, tokenizer).ids[:-1]
+    return Score(ids, (np.arange(len(ids)) >= len(encode_prompt(turns, tokenizer))).astype(np.float32))
+
+
+def _grade_choice(document: Document, answers: Sequence[Scored], guess: str) -> Graded:
+    chosen = choose_options(
+        [answer.log_likelihood for answer in answers], document.options, [answer.tokens for answer in answers]
+    )
+    responses = [[answer.log_likelihood, answer.is_greedy] for answer in answers]
+    return Graded(
+        metrics={name: Ratio(float(index == document.label)) for name, index in chosen._asdict().items()},
+        baselines={
+            "chance": Ratio(1 / len(document.options)),
+            "majority": Ratio(float(guess == _majority_key(document))),
+        },
+        arguments=[[_prompt_text(document), option] for option in document.options],
+        responses=[[response] for response in responses],
+        filtered=responses,
+        truncated=any(answer.truncated for answer in answers),
+    )
+
+
+def _hold_out(
+    task: HeldoutTask, documents: Sequence[Document], tokenizer: Tokenizer, model: Model, limits: Limits
+) -> list[Graded]:
+    encoded = [encode_conversation(document.conversation, tokenizer) for document in documents]
+    answers = answer_scores(model, [Score(each.ids, each.weights) for each in encoded], limits)
+    uniform = math.log(tokenizer.vocab_size)
+    return [
+        Graded(
+            metrics=_measure_loss(-answer.log_likelihood, answer.tokens, document.conversation),
+            baselines={
+                "uniform": _measure_loss(uniform * answer.tokens, answer.tokens, document.conversation)[
+                    "bits_per_byte"
+                ]
+            },
+            arguments=[[_prompt_text(document), document.target]],
+            responses=[[[answer.log_likelihood, answer.is_greedy]]],
+            filtered=[[answer.log_likelihood, answer.is_greedy]],
+            truncated=answer.truncated,
+        )
+        for document, answer in zip(documents, answers, strict=True)
+    ]
+
+
+def _measure_loss(nll: float, count: int, conversation: Conversation) -> dict[str, Ratio]:
+    """Loss in nats per trained token, and bits per byte.
+
+    Bits per byte = the bits of all assistant content and its end-of-turn tokens, over the UTF-8 bytes of that
+    content: the same yardstick for every tokenizer, which loss is not.
+    """
+    size_bytes = sum(len(turn.content.encode()) for turn in conversation.turns if turn.role == "assistant")
+    return {"bits_per_byte": Ratio(nll / math.log(2), size_bytes), "loss": Ratio(nll, count)}
+
+
+def _guess(baseline: str, documents: Sequence[Document]) -> list[str]:
+    """What a trivial baseline answers to each document."""
+    if baseline == "ignore_rule":
+        return [ignore_rule_answer(document.conversation) for document in documents]
+    counts: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for document in documents:
+        counts[document.conversation.language][_majority_key(document)] += 1
+    best = {
+        language: min(counter, key=lambda answer: (-counter[answer], answer))
+        for language, counter in counts.items()
+    }
+    return [best[document.conversation.language] for document in documents]
+
+
+def _majority_key(document: Document) -> str:
+    """The label where there are options, in the same order everywhere; else the reference itself."""
+    return str(document.label) if document.options else document.target
+
+
+def _prompt_text(document: Document) -> str:
+    turns = [{"role": turn.role, "content": turn.content} for turn in document.conversation.turns[:-1]]
+    return msgspec.json.encode(turns).decode()

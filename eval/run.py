@@ -1,0 +1,190 @@
+"""The evaluation program: a checkpoint path in, results.json, samples and tables out.
+
+Its own process and its own mesh: it reads `params` and `meta` of a checkpoint, and nothing of `train`.
+
+    python -m eval.run runs/demo --tasks facts,rewrite
+"""
+
+import argparse
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import msgspec
+from rich.console import Console
+
+from data.chat import template_hash
+from data.tokenizer import Tokenizer, load_tokenizer
+from eval.config import EvalConfig, EvalError
+from eval.engine import Limits, Model
+from eval.grading import grade_task
+from eval.results import TaskResult, build_results, read_results, write_results
+from eval.table import draw_table
+from eval.task import Document, TaskConfig, follow_recipe, load_documents, load_task, thin_out
+from model.checkpoint import CheckpointPath, find_checkpoint, load_params, read_meta
+from model.config import ModelConfig
+from model.parallel import AxisRules, check_divisible, make_mesh
+from model.transformer import abstract
+
+
+def run_eval(config: EvalConfig, *, console: Console | None = None) -> dict[str, Any]:
+    """Evaluates a checkpoint, writes results.json and samples beside it, prints tables; returns results.json.
+
+    Everything that can be wrong with the request is looked at before the model is loaded. Raises EvalError,
+    DataError or CheckpointError.
+    """
+    started = time.perf_counter()
+    console = Console() if console is None else console
+    named = _load_tasks(config.tasks)
+    checkpoint = find_checkpoint(config.checkpoint)
+    meta = read_meta(checkpoint)
+    tokenizer = load_matching_tokenizer(checkpoint, meta)
+    tasks = [follow_recipe(task, meta["recipe"]) for task in named]
+    documents = [_load_task_documents(task, config) for task in tasks]
+    limits = Limits(config.batch_tokens, config.max_length or meta["recipe"]["data"]["packing"]["row_length"])
+    results = []
+    with jax.set_mesh(make_mesh(config.mesh)):
+        model = load_model(checkpoint, meta, config)
+        for task, chosen in zip(tasks, documents, strict=True):
+            results.append(
+                _run_task(task, chosen, tokenizer=tokenizer, model=model, limits=limits, console=console)
+            )
+    built = build_results(
+        results, _list_facts(config, checkpoint, meta, limits, time.perf_counter() - started)
+    )
+    folder = Path(config.output) if config.output else checkpoint.run_dir / "eval" / str(checkpoint.step)
+    write_results(folder, built, results)
+    untrained = read_results(checkpoint.run_dir / "eval" / "0") if checkpoint.step else None
+    for task in tasks:
+        console.print(draw_table(built, task.name, untrained=untrained))
+    console.print(f"wrote {folder}/results.json", highlight=False, soft_wrap=True)
+    return built
+
+
+def load_matching_tokenizer(checkpoint: CheckpointPath, meta: dict[str, Any]) -> Tokenizer:
+    """The run's tokenizer; EvalError when the model was trained with another one, or another template."""
+    tokenizer = load_tokenizer(checkpoint.run_dir / "tokenizer")
+    if tokenizer.hash != meta["tokenizer_hash"]:
+        raise EvalError(
+            f"{checkpoint.run_dir / 'tokenizer'} has hash {tokenizer.hash[:12]}, the checkpoint was trained "
+            f"with {meta['tokenizer_hash'][:12]}; put that run's own tokenizer folder back"
+        )
+    if template_hash() != meta["template_hash"]:
+        raise EvalError(
+            f"this version's chat template has hash {template_hash()[:12]}, the checkpoint was trained with "
+            f"{meta['template_hash'][:12]}; evaluate it with the polytune version that trained it"
+        )
+    return tokenizer
+
+
+def load_model(checkpoint: CheckpointPath, meta: dict[str, Any], config: EvalConfig) -> Model:
+    """The checkpoint's parameters on the mesh in use, ready to answer.
+
+    Raises ValueError for a mesh that does not divide the model, CheckpointError for unreadable parameters.
+    """
+    cfg, axes = msgspec.convert(meta["model"], ModelConfig), AxisRules()
+    sizes = {
+        "model.dim": (cfg.dim, axes.embed),
+        "model.num_kv_heads": (cfg.num_kv_heads, axes.heads),
+        "model.mlp_dim": (cfg.mlp_dim, axes.mlp),
+        "model.vocab_size": (cfg.vocab_size, axes.vocab),
+    }
+    check_divisible(sizes, jax.sharding.get_mesh())
+    return Model(cfg, axes, load_params(checkpoint, abstract(cfg, axes)), config.compute)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; returns its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.run",
+        description="Evaluate a checkpoint by language.",
+        epilog="example: python -m eval.run runs/demo --tasks facts,rewrite",
+    )
+    parser.add_argument("checkpoint", help="run directory, or RUN/checkpoints/STEP")
+    parser.add_argument("--tasks", required=True, help="names or .yaml files, separated by commas")
+    parser.add_argument("--output", help="folder for results.json (default: RUN/eval/STEP)")
+    parser.add_argument("--data-root", help="folder that the tasks' files are under (default: here)")
+    parser.add_argument("--limit", help="at most this many documents per language")
+    parser.add_argument("--max-length", help="longest input in tokens (default: the training row length)")
+    parser.add_argument("--batch-tokens", help="positions computed at once")
+    given = {key: value for key, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    try:
+        fields = {**given, "tasks": tuple(given["tasks"].split(","))}
+        run_eval(msgspec.convert(fields, EvalConfig, strict=False))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _load_tasks(names: Sequence[str]) -> list[TaskConfig]:
+    tasks = [load_task(name) for name in names]
+    twice = [name for name, count in Counter(task.name for task in tasks).items() if count > 1]
+    if twice:
+        raise EvalError(f"two of the tasks are called {twice[0]}; rename one, results are kept by name")
+    return tasks
+
+
+def _load_task_documents(task: TaskConfig, config: EvalConfig) -> tuple[list[Document], Counter[str]]:
+    """The documents to ask, and how many each language has before the limit."""
+    root = Path(config.data_root)
+    if not root.is_dir():
+        raise EvalError(f"data_root {root} does not exist; give the folder that holds the evaluation files")
+    documents = load_documents(task, data_root=root)
+    counts = Counter(document.conversation.language for document in documents)
+    return thin_out(documents, config.limit), counts
+
+
+def _run_task(
+    task: TaskConfig,
+    chosen: tuple[list[Document], Counter[str]],
+    *,
+    tokenizer: Tokenizer,
+    model: Model,
+    limits: Limits,
+    console: Console,
+) -> TaskResult:
+    documents, original = chosen
+    started = time.perf_counter()
+    graded = grade_task(task, documents, tokenizer=tokenizer, model=model, limits=limits)
+    if not all(math.isfinite(ratio.numerator) for each in graded for ratio in each.metrics.values()):
+        raise EvalError(
+            f"task {task.name}: the model's likelihoods are not finite; the checkpoint's training diverged"
+        )
+    seconds = time.perf_counter() - started
+    counts = f"{len(documents)} documents, {len(original)} languages"
+    console.print(f"{task.name}: {counts}, {seconds:.1f} s", highlight=False)
+    return TaskResult(task, documents, graded, original)
+
+
+def _list_facts(
+    config: EvalConfig, checkpoint: CheckpointPath, meta: dict[str, Any], limits: Limits, seconds: float
+) -> dict[str, Any]:
+    """What results.json says about the run itself."""
+    return {
+        "config": {
+            "model": "polytune",
+            "step": checkpoint.step,
+            "checkpoint": f"{checkpoint.run_dir.resolve().name}/{checkpoint.step}",
+            "mesh": msgspec.to_builtins(config.mesh),
+            "devices": jax.device_count(),
+            "platform": jax.default_backend(),
+            "compute": msgspec.to_builtins(config.compute),
+            "limit": config.limit,
+            "batch_tokens": limits.batch_tokens,
+            "max_length": limits.max_length,
+        },
+        "chat_template_sha": meta["template_hash"],
+        "tokenizer_hash": meta["tokenizer_hash"],
+        "date": time.time(),
+        "total_evaluation_time_seconds": seconds,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

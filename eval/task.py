@@ -1,0 +1,231 @@
+"""Tasks: declarative files that say which documents are asked about, how, and what counts as right.
+
+A document is a conversation whose last turn is the reference and whose other turns are the prompt, so prompts
+are worded by the same mappings that training uses.
+"""
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import msgspec
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from data.bad_rows import BadRows
+from data.config import CldrSource, JsonlSource, ProceduralSource, Source
+from data.schema import Conversation, DataError
+from data.sources import load_source
+from eval.config import EvalError
+
+AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
+Sources = Annotated[tuple[Source, ...], msgspec.Meta(min_length=1)]
+
+
+class GenerateTask(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="generate"
+):
+    """The model answers greedily until its end of turn; the answer is compared with the reference."""
+
+    name: str
+    version: int
+    """Raised whenever a change moves scores."""
+    sources: Sources
+    follow_recipe: bool = False
+    """Embedded sources take languages, facts, rules and seed from the checkpoint's recipe, so that what is
+    asked is what was taught (in held-out form)."""
+    max_new_tokens: AtLeastOne
+    match: Literal["exact", "number"] = "exact"
+    """`exact`: equal after `filters`; `number`: the last number of the answer equals the reference's."""
+    filters: tuple[Literal["strip", "nfc"], ...] = ("strip",)
+    """Applied in order to answer and reference: outer white space off; Unicode canonical composition."""
+    baselines: tuple[Literal["majority", "ignore_rule"], ...] = ("majority",)
+    """`majority`: the language's most frequent reference; `ignore_rule`: the prompt's string, unchanged."""
+
+
+class ChoiceTask(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="choice"
+):
+    """The likeliest of some options as the assistant's answer; the reference is one of them."""
+
+    name: str
+    version: int
+    sources: Sources
+    follow_recipe: bool = False
+    options: Annotated[tuple[str, ...], msgspec.Meta(min_length=2)]
+    """Strings, or (for JSON Lines) templates over the row like those of messages."""
+
+
+class HeldoutTask(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="heldout"
+):
+    """Loss and bits per byte of the assistant's turns."""
+
+    name: str
+    version: int
+    sources: Sources
+    follow_recipe: bool = False
+
+
+TaskConfig = GenerateTask | ChoiceTask | HeldoutTask
+
+
+class Document(NamedTuple):
+    """One item of a task."""
+
+    conversation: Conversation
+    options: tuple[str, ...] = ()
+    label: int = -1
+    """Index of the reference among the options; -1 without options."""
+
+    @property
+    def target(self) -> str:
+        """The reference answer."""
+        return self.conversation.turns[-1].content
+
+
+def list_tasks() -> list[str]:
+    """Names of the shipped tasks."""
+    return sorted(entry.name[:-5] for entry in files("eval.tasks").iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_task(name_or_path: str) -> TaskConfig:
+    """The shipped task of this name, or the task in this .yaml file.
+
+    Raises EvalError for an unknown name, giving the nearest, and for a file that is no task, saying where.
+    """
+    if name_or_path.endswith((".yaml", ".yml")):
+        path = Path(name_or_path)
+        if not path.is_file():
+            raise EvalError(
+                f"task file {path} does not exist; give its path, or one of {', '.join(list_tasks())}"
+            )
+        return decode_task(path.read_text(encoding="utf-8"), origin=str(path))
+    if name_or_path not in list_tasks():
+        near = difflib.get_close_matches(name_or_path, list_tasks(), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ";"
+        raise EvalError(
+            f"no task is called {name_or_path!r}{hint} There are {', '.join(list_tasks())}, "
+            "or give the path of a task file ending in .yaml"
+        )
+    text = files("eval.tasks").joinpath(f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    return decode_task(text, origin=f"shipped task {name_or_path}")
+
+
+def decode_task(text: str, *, origin: str) -> TaskConfig:
+    """The task of this YAML text. Raises EvalError naming `origin`, the place and what was expected."""
+    try:
+        raw = YAML(typ="safe", pure=True).load(text)
+        return msgspec.convert(raw, TaskConfig)
+    except YAMLError as error:
+        raise EvalError(f"{origin} is not YAML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise EvalError(f"{origin} is not a task: {error}{_nearest_field(str(error))}") from error
+
+
+def follow_recipe(task: TaskConfig, recipe: Mapping[str, Any]) -> TaskConfig:
+    """The task with its sources filled in from the checkpoint's recipe, if it is one that follows it."""
+    if not task.follow_recipe:
+        return task
+    trained = [msgspec.convert(raw, Source) for raw in recipe["data"]["sources"]]
+    return msgspec.structs.replace(task, sources=tuple(_follow(source, trained) for source in task.sources))
+
+
+def load_documents(task: TaskConfig, *, data_root: Path) -> list[Document]:
+    """The task's documents, in the order of its files.
+
+    Raises EvalError or DataError for files that are missing, rows that are bad, a reference that is none of
+    its options, and a source that gives nothing.
+    """
+    documents: list[Document] = []
+    for source in task.sources:
+        if isinstance(source, JsonlSource) and not any(data_root.glob(source.path)):
+            raise EvalError(
+                f"task {task.name} reads {source.path}, which is not under data_root {data_root}; "
+                f"set data_root to the folder that holds it"
+            )
+        options = task.options if isinstance(task, ChoiceTask) else ()
+        documents += _load_documents(source, options, data_root)
+    return documents
+
+
+def thin_out(documents: Sequence[Document], limit: int | None) -> list[Document]:
+    """At most `limit` documents of each language, evenly spaced: of 10, limit 4 keeps 0, 3, 5 and 8."""
+    if limit is None:
+        return list(documents)
+    totals = Counter(document.conversation.language for document in documents)
+    seen: Counter[str] = Counter()
+    kept = []
+    for document in documents:
+        language = document.conversation.language
+        total, rank = totals[language], seen[language]
+        seen[language] += 1
+        if total <= limit or (rank * limit) % total < limit:
+            kept.append(document)
+    return kept
+
+
+def _load_documents(source: Source, options: Sequence[str], root: Path) -> list[Document]:
+    conversations = _load(source, root)
+    if not options:
+        return [Document(conversation) for conversation in conversations]
+    if isinstance(source, JsonlSource):
+        rendered = [
+            [c.turns[-1].content for c in _load(_with_answer(source, option), root)] for option in options
+        ]
+    else:
+        rendered = [[option] * len(conversations) for option in options]
+    return [
+        Document(conversation, choices, _find_label(conversation, choices))
+        for conversation, choices in zip(conversations, zip(*rendered, strict=True), strict=True)
+    ]
+
+
+def _load(source: Source, root: Path) -> list[Conversation]:
+    return load_source(source, root=root, bad_rows=BadRows("error"))
+
+
+def _with_answer(source: JsonlSource, template: str) -> JsonlSource:
+    """The source with another template for its last message: how an option is rendered from a row."""
+    last = source.messages[-1]
+    if last.role != "assistant" or last.each is not None:
+        raise EvalError(f"source {source.name}: the last message of a choice task must be the assistant's")
+    messages = (*source.messages[:-1], msgspec.structs.replace(last, content=template))
+    return msgspec.structs.replace(source, messages=messages)
+
+
+def _find_label(conversation: Conversation, options: tuple[str, ...]) -> int:
+    target = conversation.turns[-1].content
+    if len(set(options)) < len(options) or target not in options:
+        raise DataError(
+            f"{conversation.source} {conversation.id}: the options {list(options)} should differ and one "
+            f"of them should be the reference {target!r}; mend the row, or leave it out with `where`"
+        )
+    return options.index(target)
+
+
+def _follow(source: Source, trained: Sequence[Source]) -> Source:
+    """An embedded source with the choices of the recipe's source of its kind, in its own split and tasks."""
+    shared = {
+        CldrSource: ("languages", "facts", "seed"),
+        ProceduralSource: ("languages", "rules", "max_letters", "max_side", "no_op_share", "seed"),
+    }
+    fields = shared.get(type(source), ())
+    other = next((each for each in trained if type(each) is type(source)), None)
+    if other is None:
+        return source
+    changes = {field: getattr(other, field) for field in fields}
+    if isinstance(other, CldrSource) and isinstance(source, CldrSource) and not source.tasks:
+        changes["tasks"] = other.tasks
+    return msgspec.structs.replace(source, **changes)
+
+
+def _nearest_field(message: str) -> str:
+    """`; did you mean ...?` when the message speaks of an unknown field."""
+    unknown = message.partition("unknown field `")[2].partition("`")[0]
+    known = {field for kind in (*TaskConfig.__args__, *Source.__args__) for field in kind.__struct_fields__}
+    near = difflib.get_close_matches(unknown, sorted(known), n=1) if unknown else []
+    return f"; did you mean `{near[0]}`?" if near else ""
