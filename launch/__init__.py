@@ -1,0 +1,1 @@
+"""Recipes, overrides, the command line and the programs behind its verbs. No arithmetic."""

@@ -1,0 +1,179 @@
+"""The command line: `polytune VERB ...`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+EXIT_USER_ERROR = 2
+EXAMPLES = {
+    "demo": "polytune demo",
+    "train": "polytune train demo run.dir=runs/mine train.steps=200",
+    "eval": "polytune eval runs/demo --tasks facts,rewrite",
+    "preview": "polytune preview demo --rows 2 --language sw",
+    "generate": "polytune generate runs/demo --prompt 'Which day comes after Monday?'",
+    "report": "polytune report runs/demo",
+    "env": "polytune env",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a verb; returns the exit code. Errors a user can mend are one message, no traceback.
+
+    POLYTUNE_TRACEBACK=1 shows the traceback too.
+    """
+    options = make_parser().parse_args(arguments)
+    console = Console()
+    try:
+        return VERBS[options.verb](options, console)
+    except (ValueError, OSError) as error:
+        if os.environ.get("POLYTUNE_TRACEBACK"):
+            raise
+        Console(stderr=True).print(
+            f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True
+        )
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        return 130
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line; each verb's help ends in an example that works."""
+    parser = argparse.ArgumentParser(
+        prog="polytune", description="Instruction-tune language models in many languages, in JAX."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def add(verb: str, summary: str) -> argparse.ArgumentParser:
+        return verbs.add_parser(
+            verb, help=summary, description=summary, epilog=f"example: {EXAMPLES[verb]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+
+    demo = add("demo", "Train, kill, resume, evaluate and report a small model on this machine.")
+    demo.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the demo recipe to change")
+    train = add("train", "Train a recipe; the same command again goes on from the newest checkpoint.")
+    _add_recipe(train)
+    evaluate = add("eval", "Evaluate a checkpoint: results.json, samples and a table by language.")
+    evaluate.add_argument("checkpoint", help="a run directory (newest step) or RUN/checkpoints/STEP")
+    evaluate.add_argument("--tasks", required=True, help="names of tasks or task files, with commas")
+    evaluate.add_argument("--output", metavar="DIR", help="where to write (default: RUN/eval/STEP)")
+    evaluate.add_argument("--data-root", default=".", help="folder that the tasks' files are relative to")
+    evaluate.add_argument("--limit", type=int, help="at most this many documents per language and task")
+    evaluate.add_argument(
+        "--fsdp", type=int, default=-1, help="devices on the fsdp axis of its own mesh (default: all)"
+    )
+    evaluate.add_argument("--tensor", type=int, default=1, help="devices on the tensor axis")
+    preview = add("preview", "Show what a recipe feeds the model: roles and trained spans in colour.")
+    _add_recipe(preview)
+    preview.add_argument("--rows", type=int, default=3, help="packed rows to show")
+    preview.add_argument("--language", metavar="TAG", help="only rows that hold this language")
+    generate = add("generate", "Answer prompts with a checkpoint.")
+    generate.add_argument("checkpoint", help="a run directory (newest step) or RUN/checkpoints/STEP")
+    generate.add_argument("--prompt", required=True, action="append", help="may be given several times")
+    generate.add_argument("--system", help="a system message before each prompt")
+    generate.add_argument("--max-new-tokens", type=int, default=64)
+    generate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    generate.add_argument("--seed", type=int, default=0)
+    report = add("report", "Write RUN/report.html: one file, no network.")
+    report.add_argument("run_dir")
+    add("env", "Describe machine and versions, to paste into a bug report.")
+    return parser
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("recipe", help="a shipped recipe's name or a YAML file")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="fields to change, e.g. train.steps=100"
+    )
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+# Imports live in the verbs: `polytune --help` answers at once, and `env` works where half of the packages do not.
+
+
+def _demo(options: argparse.Namespace, console: Console) -> int:
+    from launch.demo import run_demo
+
+    return run_demo(options.overrides, console=console)
+
+
+def _train(options: argparse.Namespace, console: Console) -> int:
+    from launch.recipe import load_recipe
+    from launch.train import run_train
+
+    return run_train(
+        load_recipe(options.recipe, options.overrides), recipe_name=options.recipe, console=console
+    )
+
+
+def _eval(options: argparse.Namespace, console: Console) -> int:
+    from eval.config import EvalConfig
+    from eval.run import run_eval
+    from launch.runtime import set_up_process
+    from model.parallel import MeshConfig
+
+    set_up_process()
+    config = EvalConfig(
+        checkpoint=options.checkpoint,
+        tasks=tuple(options.tasks.split(",")),
+        output=options.output,
+        data_root=options.data_root,
+        limit=options.limit,
+        mesh=MeshConfig(fsdp=options.fsdp, tensor=options.tensor),
+    )
+    run_eval(config, console=console)
+    return 0
+
+
+def _preview(options: argparse.Namespace, console: Console) -> int:
+    from launch.preview import run_preview
+    from launch.recipe import load_recipe
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    return run_preview(recipe, rows=options.rows, language=options.language, console=console)
+
+
+def _generate(options: argparse.Namespace, console: Console) -> int:
+    from launch.generate import run_generate
+
+    return run_generate(
+        options.checkpoint, options.prompt, system=options.system, max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature, seed=options.seed, console=console,
+    )  # fmt: skip
+
+
+def _report(options: argparse.Namespace, console: Console) -> int:
+    from pathlib import Path
+
+    from eval.report import write_report
+
+    path = write_report(Path(options.run_dir))
+    console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _env(_options: argparse.Namespace, console: Console) -> int:
+    from launch.environment import describe_environment
+
+    console.print(describe_environment(), highlight=False, markup=False, soft_wrap=True)
+    return 0
+
+
+VERBS = {
+    "demo": _demo,
+    "train": _train,
+    "eval": _eval,
+    "preview": _preview,
+    "generate": _generate,
+    "report": _report,
+    "env": _env,
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,44 @@
+"""A recipe: the whole of a run in one frozen value, and the error every bad one ends in."""
+
+from typing import Annotated
+
+import msgspec
+
+from data.config import DataConfig, TokenizerConfig
+from model.config import ComputeConfig, ModelConfig
+from model.parallel import MeshConfig
+from train.config import CheckpointConfig, OptimConfig, TrainConfig
+
+
+class RecipeError(ValueError):
+    """A recipe or override that cannot be run. The message names the path, the value and what was expected."""
+
+
+class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a run lives and what it starts from."""
+
+    dir: str
+    """Run directory. The same command on the same directory goes on from its newest checkpoint."""
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Of parameters, mixture order and packing order."""
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One run, completely. Written beside it, with every default filled in, as `recipe.yaml`."""
+
+    run: RunConfig
+    model: ModelConfig
+    data: DataConfig
+    optim: OptimConfig
+    train: TrainConfig
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    compute: ComputeConfig = ComputeConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+FREE_TO_CHANGE = (
+    "run.dir", "compute", "mesh", "checkpoint", "data.workers", "data.prefetch", "data.root", "train.log_every",
+    "train.tensorboard", "train.microbatches",
+)  # fmt: skip
+"""Keys that may differ when a run is resumed: they change speed, place or logging, never batches or what is learned."""

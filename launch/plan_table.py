@@ -1,0 +1,111 @@
+"""The plan in the terminal: what will be trained on, in which languages, and how."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from rich.console import Console
+from rich.table import Table
+
+from data.languages import own_name, script_of
+from train.step import StepSpec
+
+MOST_ROWS = 48
+
+
+class Share(NamedTuple):
+    """Sums over the cells of one language or source."""
+
+    examples: int
+    tokens: int
+    target_tokens: int
+    wanted: float
+    realised: float
+    planned_examples: int
+
+    @property
+    def epochs(self) -> float:
+        """How often each example is seen on average."""
+        return self.planned_examples / self.examples
+
+
+def share_by(cells: Sequence[dict[str, Any]], field: str) -> dict[str, Share]:
+    """Sums of the plan's cells by `language` or `source`."""
+    keys = {cell[field] for cell in cells}
+    return {
+        key: Share(
+            examples=sum(c["examples"] for c in cells if c[field] == key),
+            tokens=sum(c["tokens"] for c in cells if c[field] == key),
+            target_tokens=sum(c["target_tokens"] for c in cells if c[field] == key),
+            wanted=sum(c["wanted_share"] for c in cells if c[field] == key),
+            realised=sum(c["realised_share"] for c in cells if c[field] == key),
+            planned_examples=sum(c["planned_examples"] for c in cells if c[field] == key),
+        )
+        for key in sorted(keys)
+    }
+
+
+def print_plan(summary: dict[str, Any], spec: StepSpec, mesh: jax.sharding.Mesh, console: Console) -> None:
+    """Prints sources, languages and the resolved choices of the run."""
+    unit = summary["unit"].replace("_", " ")
+    console.print(_source_table(share_by(summary["cells"], "source"), unit))
+    languages = share_by(summary["cells"], "language")
+    shown = sorted(languages, key=lambda tag: -languages[tag].planned_examples)
+    console.print(_language_table({tag: languages[tag] for tag in shown[:MOST_ROWS]}, unit))
+    if len(shown) > MOST_ROWS:
+        console.print(
+            f"... and {len(shown) - MOST_ROWS} languages with smaller shares, all in plan/plan.json"
+        )
+    scripts = {script_of(tag) for tag in shown}
+    tokens = sum(share.tokens for share in languages.values())
+    console.print(
+        f"[bold]{len(shown)} languages[/], {len(scripts)} scripts, {sum(s.examples for s in languages.values()):,} examples, "
+        f"{tokens:,} tokens; {summary['rows']:,} rows of {summary['row_length']} planned, "
+        f"{summary['padding']:.1%} padding; dropped as overlong: {_counts(summary['dropped'])}; "
+        f"bad rows skipped: {_counts(summary['bad_rows'])}",
+        highlight=False,
+    )
+    console.print(
+        f"mesh {dict(mesh.shape)} on {mesh.devices.size} {mesh.devices.flat[0].platform} device(s); compute {spec.compute.dtype}, "
+        f"parameters float32; attention: dot product, masked by segment; loss: logits at trained positions only "
+        f"({spec.most_trained} of {summary['row_length']} a row); remat {spec.compute.remat}; "
+        f"microbatches {spec.microbatches}",
+        highlight=False,
+    )
+
+
+def _source_table(shares: dict[str, Share], unit: str) -> Table:
+    table = Table("source", title="sources", title_justify="left")
+    _add_numbers(table, unit)
+    for name, share in shares.items():
+        table.add_row(name, *_numbers(share))
+    return table
+
+
+def _language_table(shares: dict[str, Share], unit: str) -> Table:
+    table = Table("language", "script", title="languages", title_justify="left")
+    _add_numbers(table, unit)
+    for tag, share in shares.items():
+        table.add_row(f"{tag} {own_name(tag)}", script_of(tag), *_numbers(share))
+    return table
+
+
+def _add_numbers(table: Table, unit: str) -> None:
+    for column in ("examples", "tokens", "trained", f"weight ({unit})", "planned", "epochs"):
+        table.add_column(column, justify="right")
+
+
+def _numbers(share: Share) -> list[str]:
+    return [
+        f"{share.examples:,}", f"{share.tokens:,}", f"{share.target_tokens:,}", f"{share.wanted:.2%}",
+        f"{share.realised:.2%}", f"{share.epochs:.1f}",
+    ]  # fmt: skip
+
+
+def _counts(by_language: dict[str, int]) -> str:
+    if not by_language:
+        return "0"
+    most = sorted(by_language.items(), key=lambda item: -item[1])
+    more = f", {len(most) - 8} more languages" if len(most) > 8 else ""
+    shown = ", ".join(f"{tag or 'unreadable'} {n}" for tag, n in most[:8])
+    return f"{sum(by_language.values())} ({shown}{more})"

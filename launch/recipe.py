@@ -1,0 +1,241 @@
+"""Recipes from YAML: load, override, decode strictly, explain what is wrong, write back, compare."""
+
+import difflib
+import importlib.resources
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from launch.config import FREE_TO_CHANGE, Recipe, RecipeError
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with polytune."""
+    folder = importlib.resources.files("launch.recipes")
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a shipped name or a YAML file, with `key=value` overrides applied.
+
+    YAML is version 1.2, so `no` is Norwegian and `1e-3` is a number; a key given twice is an error.
+    Raises RecipeError.
+    """
+    tree = _parse_yaml(_recipe_text(name), name)
+    if not isinstance(tree, dict):
+        raise RecipeError(
+            f"recipe {name} is a {type(tree).__name__}; it must be a mapping with run, model, data, ..."
+        )
+    for override in overrides:
+        _apply_override(tree, override)
+    return decode_recipe(tree, name)
+
+
+def decode_recipe(tree: dict[str, Any], name: str) -> Recipe:
+    """The typed recipe of a tree of plain values. Raises RecipeError with path, value, what was expected, nearest name."""
+    try:
+        return msgspec.convert(tree, Recipe)
+    except msgspec.ValidationError as error:
+        raise RecipeError(f"recipe {name}: {_explain(str(error), tree)}") from None
+
+
+def recipe_tree(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as plain values, every default filled in."""
+    return msgspec.to_builtins(recipe)
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Writes the resolved recipe as YAML."""
+    stream = io.StringIO()
+    _yaml().dump(recipe_tree(recipe), stream)
+    path.write_text(stream.getvalue(), encoding="utf-8")
+
+
+def check_same_run(recipe: Recipe, run_dir: Path) -> None:
+    """Raises RecipeError when the directory holds a run of a recipe that differs in more than speed or logging."""
+    path = run_dir / "recipe.yaml"
+    if not path.exists():
+        return
+    there = _flatten(_parse_yaml(path.read_text(encoding="utf-8"), str(path)))
+    here = _flatten(recipe_tree(recipe))
+    differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    differing = [
+        key
+        for key in differing
+        if not any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)
+    ]
+    if differing:
+        shown = "; ".join(
+            f"{key}: {there.get(key, '(absent)')!r} there, {here.get(key, '(absent)')!r} here"
+            for key in differing[:5]
+        )
+        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
+        raise RecipeError(
+            f"{run_dir} holds another recipe's run: {shown}{more}. Use another run.dir, or give the values it was started with"
+        )
+
+
+def _recipe_text(name: str) -> str:
+    if name in shipped_recipes():
+        return (importlib.resources.files("launch.recipes") / f"{name}.yaml").read_text(encoding="utf-8")
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml") or not path.is_file():
+        near = difflib.get_close_matches(name, shipped_recipes(), n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise RecipeError(
+            f"no recipe {name!r}{hint} Give a .yaml file or one of: {', '.join(shipped_recipes())}"
+        )
+    return path.read_text(encoding="utf-8")
+
+
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[attr-defined]
+    yaml.allow_unicode = True
+    yaml.width = 120
+    return yaml
+
+
+def _parse_yaml(text: str, name: str) -> Any:
+    try:
+        return _yaml().load(text)
+    except YAMLError as error:
+        raise RecipeError(f"{name} is not valid YAML 1.2: {' '.join(str(error).split())}") from None
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"override {override!r} is not key=value; write for example train.steps=100")
+    node: Any = tree
+    parts = key.split(".")
+    for i, part in enumerate(parts[:-1]):
+        node = _child(node, part, ".".join(parts[: i + 1]))
+    if isinstance(node, list):
+        node[_list_index(node, parts[-1], key)] = _parse_yaml(text, override)
+    else:
+        node[parts[-1]] = _parse_yaml(text, override)
+
+
+def _child(node: Any, part: str, path: str) -> Any:
+    if isinstance(node, list):
+        return node[_list_index(node, part, path)]
+    child = node.setdefault(part, {})
+    if not isinstance(child, dict | list):
+        raise RecipeError(f"override {path}: {path} is the value {child!r}, it has no keys inside")
+    return child
+
+
+def _list_index(node: list[Any], part: str, path: str) -> int:
+    if not part.isdigit() or int(part) >= len(node):
+        raise RecipeError(
+            f"override {path}: {part!r} is not an index of a list of {len(node)}; use 0 to {len(node) - 1}"
+        )
+    return int(part)
+
+
+def _explain(message: str, tree: Any) -> str:
+    """msgspec's message with the value that was given and, for a wrong name, the nearest right one."""
+    what, _, where = message.partition(" - at `$")
+    steps = _path_steps(where.rstrip("`"))
+    path = ".".join(str(step) for step in steps)
+    if unknown := re.match(r"Object contains unknown field `(.*)`", what):
+        field = unknown.group(1)
+        known = _field_names(steps, tree)
+        full = ".".join([*map(str, steps), field])
+        near = difflib.get_close_matches(field, known, n=1, cutoff=0.5)
+        hint = f" Did you mean {'.'.join([*map(str, steps), near[0]])}?" if near else ""
+        return f"{full}: unknown key (value {_at(tree, [*steps, field])!r}).{hint} Known keys there: {', '.join(known)}"
+    if missing := re.match(r"Object missing required field `(.*)`", what):
+        return f"{'.'.join([*map(str, steps), missing.group(1)])}: required and not given"
+    value = _at(tree, steps)
+    if re.match(r"Invalid (enum )?value", what):
+        options = _literal_values(steps, tree)
+        near = difflib.get_close_matches(str(value), [str(o) for o in options], n=1, cutoff=0.4)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"{path}: {value!r} is not one of {', '.join(map(str, options))}.{hint}"
+    return f"{path or 'recipe'}: {what[0].lower() + what[1:]} (value {value!r})".replace("`", "")
+
+
+def _path_steps(text: str) -> list[str | int]:
+    return [
+        int(part[1:-1]) if part.startswith("[") else part
+        for part in re.findall(r"\[\d+\]|[^.\[\]]+", text)
+        if part != "..."
+    ]
+
+
+def _at(tree: Any, steps: Iterable[str | int]) -> Any:
+    for step in steps:
+        try:
+            tree = tree[step]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return tree
+
+
+def _types_at(steps: Sequence[str | int], tree: Any) -> list[msgspec.inspect.Type]:
+    """The possible types at a path; a tagged union is narrowed by the tag found in the tree."""
+    types: list[msgspec.inspect.Type] = [msgspec.inspect.type_info(Recipe)]
+    for i, step in enumerate(steps):
+        types = [inner for outer in _narrow(types, _at(tree, steps[:i])) for inner in _inside(outer, step)]
+    return _narrow(types, _at(tree, steps))
+
+
+def _narrow(types: list[msgspec.inspect.Type], value: Any) -> list[msgspec.inspect.Type]:
+    flat = [
+        member
+        for kind in types
+        for member in (kind.types if isinstance(kind, msgspec.inspect.UnionType) else [kind])
+    ]
+    tagged = [
+        kind for kind in flat
+        if isinstance(kind, msgspec.inspect.StructType) and kind.tag and isinstance(value, dict) and value.get(kind.tag_field) == kind.tag
+    ]  # fmt: skip
+    return tagged or flat
+
+
+def _inside(kind: msgspec.inspect.Type, step: str | int) -> list[msgspec.inspect.Type]:
+    if isinstance(kind, msgspec.inspect.StructType):
+        if step == kind.tag_field:
+            return [kind]
+        return [field.type for field in kind.fields if field.name == step]
+    if isinstance(kind, msgspec.inspect.DictType):
+        return [kind.value_type]
+    if isinstance(kind, msgspec.inspect.VarTupleType | msgspec.inspect.ListType):
+        return [kind.item_type]
+    return []
+
+
+def _field_names(steps: Sequence[str | int], tree: Any) -> list[str]:
+    structs = [kind for kind in _types_at(steps, tree) if isinstance(kind, msgspec.inspect.StructType)]
+    return sorted({field.name for kind in structs for field in kind.fields})
+
+
+def _literal_values(steps: Sequence[str | int], tree: Any) -> list[Any]:
+    values: list[Any] = []
+    for kind in _types_at(steps, tree):
+        if isinstance(kind, msgspec.inspect.LiteralType):
+            values.extend(kind.values)
+        elif isinstance(kind, msgspec.inspect.StructType) and kind.tag:
+            values.append(kind.tag)
+    return sorted(set(values), key=str)
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        return {
+            k: v
+            for key, sub in tree.items()
+            for k, v in _flatten(sub, f"{prefix}.{key}" if prefix else str(key)).items()
+        }
+    if isinstance(tree, list | tuple) and tree:
+        return {k: v for i, sub in enumerate(tree) for k, v in _flatten(sub, f"{prefix}.{i}").items()}
+    return {prefix: [] if isinstance(tree, tuple) else tree}

@@ -1,0 +1,56 @@
+"""Process-wide settings of a program: logging noise, the compilation cache, the mesh, the run directory's lock."""
+
+import contextlib
+import fcntl
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+from launch.config import RecipeError
+from model.parallel import MeshConfig, make_mesh
+
+
+def cache_dir() -> Path:
+    """Where compiled programs are kept between processes: `POLYTUNE_CACHE` or `~/.cache/polytune`."""
+    return Path(os.environ.get("POLYTUNE_CACHE") or Path.home() / ".cache" / "polytune")
+
+
+def set_up_process() -> None:
+    """Quiet loggers and a persistent compilation cache; to be called once, in a program's main."""
+    for name in ("absl", "orbax", "jax._src.compiler"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@contextlib.contextmanager
+def use_mesh(config: MeshConfig) -> Iterator[jax.sharding.Mesh]:
+    """Enters the mesh of the config over all devices present."""
+    mesh = make_mesh(config)
+    with jax.set_mesh(mesh):
+        yield mesh
+
+
+@contextlib.contextmanager
+def lock_run_dir(run_dir: Path) -> Iterator[None]:
+    """Holds the run directory, made if absent. Released however the process ends.
+
+    Raises RecipeError when another process is training in it, or when it cannot be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        handle = (run_dir / ".lock").open("a+")
+    except OSError as error:
+        raise RecipeError(f"run.dir {run_dir} cannot be written ({error}); choose another run.dir") from None
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RecipeError(
+                f"another process is training in {run_dir}; wait for it, stop it, or use another run.dir"
+            ) from None
+        yield

@@ -1,0 +1,190 @@
+"""The training program: recipe in, run directory out. The same command again goes on where it was killed."""
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import msgspec
+from rich.console import Console
+
+from data.pipeline import make_batches
+from data.plan import trained_per_row
+from data.prepare import Prepared, prepare
+from launch.config import Recipe, RecipeError
+from launch.environment import describe_devices, git_state, library_versions
+from launch.plan_table import print_plan
+from launch.recipe import check_same_run, recipe_tree, write_recipe
+from launch.runtime import lock_run_dir, set_up_process, use_mesh
+from model import transformer
+from model.checkpoint import newest_step
+from model.config import ModelConfig
+from model.parallel import AxisRules, check_divisible
+from train.loop import Outcome, TrainJob, most_trained_positions, run_training
+from train.metrics import read_metrics
+from train.progress import show_progress
+from train.step import StepSpec
+
+EXIT_STOPPED = 75
+"""Told to stop by a signal: the state is saved and the same command goes on. EX_TEMPFAIL, so that launchers retry."""
+
+
+def run_train(recipe: Recipe, *, recipe_name: str, console: Console) -> int:
+    """Trains the recipe and returns the exit code: 0 when finished, EXIT_STOPPED when stopped by a signal."""
+    set_up_process()
+    run_dir = Path(recipe.run.dir)
+    with use_mesh(recipe.mesh) as mesh:
+        check_sizes(recipe, mesh)
+        with lock_run_dir(run_dir):
+            check_same_run(recipe, run_dir)
+            prepared = prepare(
+                recipe.data, recipe.tokenizer, steps=recipe.train.steps, batch_rows=recipe.train.batch_rows,
+                seed=recipe.run.seed, run_dir=run_dir,
+            )  # fmt: skip
+            job = make_job(recipe, prepared)
+            write_recipe(recipe, run_dir / "recipe.yaml")
+            print_plan(prepared.plan.summary, job.spec, mesh, console)
+            outcome = _train(recipe, prepared, job, console)
+            write_run_card(recipe, prepared, job, outcome, recipe_name)
+    if outcome.finished:
+        console.print(f"[bold green]finished[/] {outcome.step} steps in {run_dir}")
+        return 0
+    console.print(
+        f"[bold yellow]stopped[/] by a signal; step {outcome.step} is saved. Run the same command to go on"
+    )
+    return EXIT_STOPPED
+
+
+def check_sizes(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:
+    """Raises ValueError, before any data is read, for sizes the mesh does not divide."""
+    axes = AxisRules()
+    check_divisible(
+        {
+            "rows per microbatch (train.batch_rows / train.microbatches)": (recipe.train.batch_rows // recipe.train.microbatches, axes.batch),
+            "model.dim": (recipe.model.dim, axes.embed),
+            "model.num_kv_heads": (recipe.model.num_kv_heads, axes.heads),
+            "model.mlp_dim": (recipe.model.mlp_dim, axes.mlp),
+        },
+        mesh,
+    )  # fmt: skip
+
+
+def resolve_model(recipe: Recipe, vocab_size: int) -> ModelConfig:
+    """The recipe's model with the tokenizer's vocabulary filled in; RecipeError when it is too small for it."""
+    given = recipe.model.vocab_size
+    if given and given < vocab_size:
+        raise RecipeError(
+            f"model.vocab_size={given} is smaller than the tokenizer's {vocab_size}; use 0 to take it from there"
+        )
+    return msgspec.structs.replace(recipe.model, vocab_size=given or vocab_size)
+
+
+def make_job(recipe: Recipe, prepared: Prepared) -> TrainJob:
+    """Everything the loop needs, decided before the first step."""
+    model_config = resolve_model(recipe, prepared.tokenizer.vocab_size)
+    axes = AxisRules()
+    check_divisible(
+        {"vocabulary (model.vocab_size)": (model_config.vocab_size, axes.vocab)}, jax.sharding.get_mesh()
+    )
+    plan = prepared.plan
+    spec = StepSpec(
+        model=model_config,
+        axes=axes,
+        compute=recipe.compute,
+        num_languages=len(prepared.dataset.facts.languages),
+        most_trained=most_trained_positions(trained_per_row(prepared.dataset, plan), plan.row_length),
+        microbatches=recipe.train.microbatches,
+    )
+    return TrainJob(
+        run_dir=Path(recipe.run.dir),
+        spec=spec,
+        optim=recipe.optim,
+        train=recipe.train,
+        checkpoint=recipe.checkpoint,
+        seed=recipe.run.seed,
+        languages=tuple(prepared.dataset.facts.languages),
+        plan_hash=plan.hash,
+        meta={
+            "model": msgspec.to_builtins(model_config),
+            "recipe": recipe_tree(recipe),
+            "tokenizer_hash": prepared.tokenizer.hash,
+            "template_hash": plan.summary["template_hash"],
+            "plan_hash": plan.hash,
+            "row_length": plan.row_length,
+            "languages": list(prepared.dataset.facts.languages),
+            "sources": list(prepared.dataset.facts.sources),
+            "versions": library_versions(),
+        },
+    )
+
+
+def write_run_card(
+    recipe: Recipe, prepared: Prepared, job: TrainJob, outcome: Outcome, recipe_name: str
+) -> None:
+    """Writes `run_card.json`: what this run was, for reports, exports and comparisons."""
+    abstract = transformer.abstract(job.spec.model, job.spec.axes)
+    records = read_metrics(job.run_dir)
+    card: dict[str, Any] = {
+        "name": job.run_dir.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "step": outcome.step,
+        "steps": job.train.steps,
+        "recipe_name": Path(recipe_name).stem,
+        "model": {
+            "parameters": transformer.count_parameters(abstract),
+            **msgspec.to_builtins(job.spec.model),
+        },
+        "plan_hash": job.plan_hash,
+        "tokenizer_hash": prepared.tokenizer.hash,
+        "template_hash": job.meta["template_hash"],
+        "devices": describe_devices(),
+        "mesh": dict(jax.sharding.get_mesh().shape),
+        "compute": msgspec.to_builtins(recipe.compute),
+        "versions": library_versions(),
+        "git": git_state(),
+        "train_seconds": round(_busy_seconds(records), 1),
+        "attempts": outcome.attempt,
+    }
+    path = job.run_dir / "run_card.json"
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _train(recipe: Recipe, prepared: Prepared, job: TrainJob, console: Console) -> Outcome:
+    def open_batches(first_row: int):
+        return make_batches(
+            (prepared.dataset, prepared.plan), start_row=first_row, batch_rows=recipe.train.batch_rows,
+            host_index=jax.process_index(), host_count=jax.process_count(),
+            workers=recipe.data.workers, prefetch=recipe.data.prefetch,
+        )  # fmt: skip
+
+    def on_start(outcome: Outcome) -> None:
+        for path in outcome.set_aside:
+            console.print(
+                f"[bold yellow]half written[/] checkpoint {path.name} set aside in {path}", soft_wrap=True
+            )
+        if outcome.resumed_from is not None:
+            row = outcome.resumed_from * recipe.train.batch_rows
+            console.print(
+                f"[bold]resumed[/] from checkpoint {outcome.resumed_from}; the next global row is {row}"
+            )
+
+    with show_progress(
+        start=newest_step(job.run_dir) or 0, steps=job.train.steps, every=job.train.log_every, console=console
+    ) as show:
+        return run_training(job, open_batches=open_batches, show=show, on_start=on_start)
+
+
+def _busy_seconds(records: list[dict[str, Any]]) -> float:
+    """Wall time of all attempts, from each start to its last record."""
+    total = 0.0
+    start = last = None
+    for record in records:
+        if record["kind"] == "start":
+            total += (last - start) if start is not None and last is not None else 0.0
+            start = record["time"]
+        last = record["time"]
+    return total + ((last - start) if start is not None and last is not None else 0.0)
