@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.text import Text
 
 EXIT_USER_ERROR = 2
 EXAMPLES = {
@@ -31,9 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("POLYTUNE_TRACEBACK"):
             raise
-        Console(stderr=True).print(
-            f"[bold red]error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True
-        )
+        Console(stderr=True).print(Text("error: ", "bold red").append(str(error), "not bold default"), soft_wrap=True)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         return 130
@@ -88,10 +87,6 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="fields to change, e.g. train.steps=100"
     )
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
 
 
 # Imports live in the verbs: `polytune --help` answers at once, and `env` works where half of the packages do not.
@@ -154,7 +149,7 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     from eval.report import write_report
 
     path = write_report(Path(options.run_dir))
-    console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {path}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 

@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from msgspec.structs import replace
 from rich.console import Console
 
 from data.cldr import cldr_conversations
 from data.config import CldrSource, ProceduralSource
 from data.languages import own_name
-from data.procedural import procedural_conversations
+from data.procedural import ignore_rule_answer, procedural_conversations
 from data.schema import Conversation
 from eval.report import write_report
 from launch.config import Recipe, RecipeError
@@ -29,7 +30,7 @@ TASKS = "facts,rewrite,heldout"
 SHOWN_LANGUAGES = ("en", "ar", "hi", "ja", "sw", "ru", "th", "de")
 
 
-class DemoError(RuntimeError):
+class DemoError(ValueError):
     """A part of the story did not happen as it should; the message says which and what was seen."""
 
 
@@ -103,20 +104,17 @@ def audit_resume(records: Sequence[dict[str, Any]], *, steps: int, batch_rows: i
     return Audit(killed_after=max(first), resumed_from=resumed_from, repeated=len(repeated), steps=steps)
 
 
-def pick_prompts(seed: int) -> list[Conversation]:
-    """A held-out fact in each shown language and a held-out rewrite rule: prompt and reference."""
-    chooser = random.Random(seed)
+def pick_prompts(recipe: Recipe) -> list[Conversation]:
+    """A trained fact in a held-out phrasing in each shown language, and a held-out rewrite rule that applies."""
+    chooser = random.Random(recipe.run.seed)
+    facts = next(source for source in recipe.data.sources if isinstance(source, CldrSource))
+    rules = next(source for source in recipe.data.sources if isinstance(source, ProceduralSource))
     chosen = []
     for language in SHOWN_LANGUAGES:
-        facts = cldr_conversations(CldrSource(languages=(language,), split="heldout", facts=8))
-        chosen.append(chooser.choice([fact for fact in facts if not fact.task.startswith("write_")]))
-    rules = procedural_conversations(
-        ProceduralSource(tasks=("rewrite",), languages=("en",), split="heldout", examples=20)
-    )
-    return [
-        *chosen,
-        chooser.choice([rule for rule in rules if rule.turns[-1].content not in rule.turns[0].content]),
-    ]
+        asked = cldr_conversations(replace(facts, languages=(language,), split="heldout"))
+        chosen.append(chooser.choice([fact for fact in asked if not fact.task.startswith("write_")]))
+    rewrites = procedural_conversations(replace(rules, languages=("en",), split="heldout", examples=20))
+    return [*chosen, chooser.choice([it for it in rewrites if it.turns[-1].content != ignore_rule_answer(it)])]
 
 
 def _clear_old_demo(run_dir: Path, console: Console) -> None:
@@ -177,7 +175,7 @@ def _last_step(run_dir: Path) -> int:
 
 
 def _answer(recipe: Recipe, run_dir: Path, console: Console) -> None:
-    picked = pick_prompts(recipe.run.seed)
+    picked = pick_prompts(recipe)
     prompts = [conversation.turns[0].content for conversation in picked]
     answers = answer_prompts(str(run_dir), prompts, system=None, max_new_tokens=32, temperature=0.0, seed=0)
     for conversation, answer in zip(picked, answers, strict=True):

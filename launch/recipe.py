@@ -3,6 +3,8 @@
 import difflib
 import importlib.resources
 import io
+import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -29,9 +31,8 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     tree = _parse_yaml(_recipe_text(name), name)
     if not isinstance(tree, dict):
-        raise RecipeError(
-            f"recipe {name} is a {type(tree).__name__}; it must be a mapping with run, model, data, ..."
-        )
+        found = "empty" if tree is None else f"a {type(tree).__name__}"
+        raise RecipeError(f"recipe {name} is {found}; it must be a mapping with run, model, data, ...")
     for override in overrides:
         _apply_override(tree, override)
     return decode_recipe(tree, name)
@@ -39,6 +40,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 def decode_recipe(tree: dict[str, Any], name: str) -> Recipe:
     """The typed recipe of a tree of plain values. Raises RecipeError with path, value, what was expected, nearest name."""
+    _check_finite(tree, name)
     try:
         return msgspec.convert(tree, Recipe)
     except msgspec.ValidationError as error:
@@ -51,10 +53,12 @@ def recipe_tree(recipe: Recipe) -> dict[str, Any]:
 
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
-    """Writes the resolved recipe as YAML."""
+    """Writes the resolved recipe as YAML, in one rename: a kill leaves the old file or the new one, never a part."""
     stream = io.StringIO()
     _yaml().dump(recipe_tree(recipe), stream)
-    path.write_text(stream.getvalue(), encoding="utf-8")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(stream.getvalue(), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def check_same_run(recipe: Recipe, run_dir: Path) -> None:
@@ -87,11 +91,14 @@ def _recipe_text(name: str) -> str:
     path = Path(name)
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
         near = difflib.get_close_matches(name, shipped_recipes(), n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = f"; did you mean {near[0]}?" if near else "."
         raise RecipeError(
             f"no recipe {name!r}{hint} Give a .yaml file or one of: {', '.join(shipped_recipes())}"
         )
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe {name} is not UTF-8 text ({error}); save it as UTF-8") from None
 
 
 def _yaml() -> YAML:
@@ -125,9 +132,7 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 
 def _child(node: Any, part: str, path: str) -> Any:
-    if isinstance(node, list):
-        return node[_list_index(node, part, path)]
-    child = node.setdefault(part, {})
+    child = node[_list_index(node, part, path)] if isinstance(node, list) else node.setdefault(part, {})
     if not isinstance(child, dict | list):
         raise RecipeError(f"override {path}: {path} is the value {child!r}, it has no keys inside")
     return child
@@ -143,7 +148,7 @@ def _list_index(node: list[Any], part: str, path: str) -> int:
 
 def _explain(message: str, tree: Any) -> str:
     """msgspec's message with the value that was given and, for a wrong name, the nearest right one."""
-    what, _, where = message.partition(" - at `$")
+    what, _, where = message.replace("`key` in `$", "`$").partition(" - at `$")
     steps = _path_steps(where.rstrip("`"))
     path = ".".join(str(step) for step in steps)
     if unknown := re.match(r"Object contains unknown field `(.*)`", what):
@@ -154,7 +159,10 @@ def _explain(message: str, tree: Any) -> str:
         hint = f" Did you mean {'.'.join([*map(str, steps), near[0]])}?" if near else ""
         return f"{full}: unknown key (value {_at(tree, [*steps, field])!r}).{hint} Known keys there: {', '.join(known)}"
     if missing := re.match(r"Object missing required field `(.*)`", what):
-        return f"{'.'.join([*map(str, steps), missing.group(1)])}: required and not given"
+        given = _at(tree, steps)
+        near = difflib.get_close_matches(missing.group(1), given, n=1, cutoff=0.5) if isinstance(given, dict) else []
+        hint = f"; is {'.'.join([*map(str, steps), near[0]])} meant to be it?" if near else ""
+        return f"{'.'.join([*map(str, steps), missing.group(1)])}: required and not given{hint}"
     value = _at(tree, steps)
     if re.match(r"Invalid (enum )?value", what):
         options = _literal_values(steps, tree)
@@ -162,6 +170,12 @@ def _explain(message: str, tree: Any) -> str:
         hint = f" Did you mean {near[0]!r}?" if near else ""
         return f"{path}: {value!r} is not one of {', '.join(map(str, options))}.{hint}"
     return f"{path or 'recipe'}: {what[0].lower() + what[1:]} (value {value!r})".replace("`", "")
+
+
+def _check_finite(tree: Any, name: str) -> None:
+    for path, value in _flatten(tree).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise RecipeError(f"recipe {name}: {path}: {value} is not a finite number; give one")
 
 
 def _path_steps(text: str) -> list[str | int]:
@@ -195,7 +209,7 @@ def _narrow(types: list[msgspec.inspect.Type], value: Any) -> list[msgspec.inspe
         for kind in types
         for member in (kind.types if isinstance(kind, msgspec.inspect.UnionType) else [kind])
     ]
-    tagged = [
+    tagged: list[msgspec.inspect.Type] = [
         kind for kind in flat
         if isinstance(kind, msgspec.inspect.StructType) and kind.tag and isinstance(value, dict) and value.get(kind.tag_field) == kind.tag
     ]  # fmt: skip

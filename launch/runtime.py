@@ -1,6 +1,7 @@
 """Process-wide settings of a program: logging noise, the compilation cache, the mesh, the run directory's lock."""
 
 import contextlib
+import ctypes
 import fcntl
 import logging
 import os
@@ -18,13 +19,32 @@ def cache_dir() -> Path:
     return Path(os.environ.get("POLYTUNE_CACHE") or Path.home() / ".cache" / "polytune")
 
 
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
+
+
 def set_up_process() -> None:
-    """Quiet loggers and a persistent compilation cache; to be called once, in a program's main."""
+    """Quiet loggers, kept memory, a persistent compilation cache; to be called once, first in a program's main."""
+    keep_freed_memory()
     for name in ("absl", "orbax", "jax._src.compiler"):
         logging.getLogger(name).setLevel(logging.ERROR)
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep the memory a step frees for the next one, instead of giving it back to the system.
+
+    XLA on a CPU allocates its scratch memory anew each step; by default the kernel maps, clears and unmaps every
+    page of it each time, at more than half the price of a small model's arithmetic (docs/benchmarks.md). The
+    process's memory stays at its peak. Works only before the first JAX computation: after it, threads have arenas
+    of their own. Does nothing where the C library is not glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
+            mallopt(parameter, value)
 
 
 @contextlib.contextmanager

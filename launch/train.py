@@ -45,7 +45,8 @@ def run_train(recipe: Recipe, *, recipe_name: str, console: Console) -> int:
             )  # fmt: skip
             job = make_job(recipe, prepared)
             write_recipe(recipe, run_dir / "recipe.yaml")
-            print_plan(prepared.plan.summary, job.spec, mesh, console)
+            if newest_step(run_dir) is None:
+                print_plan(prepared.plan.summary, job.spec, mesh, console)
             outcome = _train(recipe, prepared, job, console)
             write_run_card(recipe, prepared, job, outcome, recipe_name)
     if outcome.finished:

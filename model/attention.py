@@ -41,14 +41,15 @@ def attend(
     rows, head_axis = out_spec[0], out_spec[2]
     group_spec = PartitionSpec(rows, None, head_axis, None, None)
     heads_spec = PartitionSpec(rows, head_axis, None, None, None)
-    # Heads before positions, so that both products are plain batched matrix products: only q, k, v and the output
-    # are transposed, never the T by S scores.
+    # Heads before positions: both products are plain batched ones, and only q, k, v and the output are transposed,
+    # never the T by S scores. Positions last in k and v: then neither are their gradients.
     q_BTKGH = (q_BTNH * width**-0.5).reshape(
         batch, length, kv_heads, heads // kv_heads, width, out_sharding=group_spec
     )
-    q_BKGTH, k_BKSH, v_BKSH = q_BTKGH.transpose(0, 2, 3, 1, 4), k_BSKH.swapaxes(1, 2), v_BSKH.swapaxes(1, 2)
-    scores_BKGTS = contract("BKGTH,BKSH->BKGTS", q_BKGTH, k_BKSH, out_spec=heads_spec, dtype=jnp.float32)
+    q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4)
+    k_BKHS, v_BKHS = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 3, 1)
+    scores_BKGTS = contract("BKGTH,BKHS->BKGTS", q_BKGTH, k_BKHS, out_spec=heads_spec, dtype=jnp.float32)
     scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, jnp.finfo(jnp.float32).min)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
-    out_BKGTH = contract("BKGTS,BKSH->BKGTH", weights_BKGTS, v_BKSH, out_spec=heads_spec)
+    out_BKGTH = contract("BKGTS,BKHS->BKGTH", weights_BKGTS, v_BKHS, out_spec=heads_spec)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width, out_sharding=out_spec)

@@ -125,11 +125,11 @@ def load_items(step_dir: Path, targets: dict[str, Any]) -> dict[str, Any]:
             if target is not None and item in ("params", "opt_state"):
                 _check_shapes(step_dir, item, target)
         try:
-            return ocp.load_checkpointables(step_dir, {item: _place(target) for item, target in targets.items()})
+            return ocp.load_checkpointables(str(step_dir.resolve()), {item: _place(target) for item, target in targets.items()})
         except Exception as error:
             raise CheckpointError(
                 f"{step_dir} cannot be read ({type(error).__name__}: {str(error)[:300]}); it is damaged: "
-                f"delete it and use one of {_others(step_dir.parent.parent)}"
+                f"delete it and use one of {_others(step_dir.parent.parent, but=step_dir.name)}"
             ) from error
 
 
@@ -145,10 +145,13 @@ def _place(target: Any) -> Any:
 
 def _check_shapes(step_dir: Path, item: str, target: Any) -> None:
     try:
-        stored_tree = ocp.checkpointables_metadata(step_dir).metadata[item]
+        stored_tree = ocp.checkpointables_metadata(str(step_dir.resolve())).metadata[item]
+        if stored_tree is None:  # what Orbax says of an item whose files it cannot read
+            raise ValueError("its files are cut short or missing")
     except Exception as error:
         raise CheckpointError(
-            f"{step_dir} has no readable {item} ({type(error).__name__}); it is damaged: delete it"
+            f"{step_dir} cannot be read: no readable {item} ({type(error).__name__}: {str(error)[:300]}); it is "
+            f"damaged: delete it and use one of {_others(step_dir.parent.parent, but=step_dir.name)}"
         ) from error
     stored = _shapes(stored_tree)
     wanted = _shapes(target)
@@ -171,5 +174,5 @@ def _path_name(path: tuple[Any, ...]) -> str:
     )
 
 
-def _others(run_dir: Path) -> list[int]:
-    return list_steps(run_dir)[0]
+def _others(run_dir: Path, *, but: str = "") -> list[int]:
+    return [step for step in list_steps(run_dir)[0] if str(step) != but]

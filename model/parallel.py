@@ -1,6 +1,7 @@
 """The mesh, and one table from logical axes of arrays to mesh axes. The only place where a mesh is built."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import jax
 import msgspec
@@ -31,7 +32,7 @@ class AxisRules(msgspec.Struct, frozen=True, kw_only=True):
         return PartitionSpec(*(getattr(self, name) if name else None for name in logical))
 
 
-def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with explicit axes over the devices, to be entered once, in a program's main: `with jax.set_mesh(...)`.
 
     Raises ValueError when the sizes do not multiply to the number of devices.

@@ -1,7 +1,7 @@
 """The decoder and the seam: `init`, `apply`, `abstract`."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -125,7 +125,7 @@ class Transformer(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=cfg.num_layers,
             unroll=min(self.compute.scan_unroll, cfg.num_layers),
         )(cfg, axes, name="layers")
@@ -147,7 +147,7 @@ def init(cfg: ModelConfig, axes: AxisRules, key: jax.Array) -> Params:
     ids = jnp.zeros((1, 1), jnp.int32)
     whole = AxisRules(batch=None, embed=axes.embed, heads=axes.heads, mlp=axes.mlp, vocab=axes.vocab)
     module = Transformer(cfg, whole, ComputeConfig())
-    return module.init(key, ids, ids, jnp.ones((1, 1, 1), bool), None, None)["params"]
+    return dict(module.init(key, ids, ids, jnp.ones((1, 1, 1), bool), None, None)["params"])
 
 
 def abstract(cfg: ModelConfig, axes: AxisRules) -> Params:
@@ -192,10 +192,8 @@ def apply_cached(
     """Logits for new tokens that also see the cache, and the cache with them written at their positions."""
     module = Transformer(cfg, axes, compute)
     mask_BTS = cached_mask(positions_BT, cache.k_LBSKH.shape[2])
-    logits_BTV, (k_LBSKH, v_LBSKH) = module.apply(
-        {"params": params}, tokens_BT, positions_BT, mask_BTS, tuple(cache), at_BK
-    )
-    return logits_BTV, KVCache(k_LBSKH, v_LBSKH)
+    logits_BTV, written = module.apply({"params": params}, tokens_BT, positions_BT, mask_BTS, tuple(cache), at_BK)
+    return logits_BTV, KVCache(*cast(tuple[Array, Array], written))
 
 
 def empty_cache(

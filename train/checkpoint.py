@@ -20,22 +20,25 @@ class Saver:
     """
 
     def __init__(self, run_dir: Path, config: CheckpointConfig, *, meta: dict[str, Any], plan_hash: str):
-        self._folder = run_dir / "checkpoints"
+        self._folder = run_dir.resolve() / "checkpoints"
         self._config = config
         self._meta = {"format": FORMAT, **meta}
         self._plan_hash = plan_hash
         policies = ocp.training.preservation_policies
-        keep = [policies.LatestN(config.keep_last)]
+        # Any: Orbax's policies do not match its own protocols in its annotations.
+        keep: list[Any] = [policies.LatestN(config.keep_last)]
         if config.keep_every:
             keep.append(policies.EveryNSteps(config.keep_every))
         if config.keep_initial:
             keep.append(policies.CustomSteps([0]))
+        keep_any: Any = policies.AnyPreservationPolicy(keep)
+        always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
         with checkpoint_context() as context:
             self._checkpointer = ocp.training.Checkpointer(
-                self._folder,
+                str(self._folder),
                 context=context,
-                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-                preservation_policy=policies.AnyPreservationPolicy(keep),
+                save_decision_policy=always,
+                preservation_policy=keep_any,
                 cleanup_tmp_directories=True,
             )
 

@@ -30,7 +30,7 @@ class OptimConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class CheckpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """When to save and what to keep. Saving is asynchronous; a step's last state is always saved."""
+    """When to save and what to keep. Saving is asynchronous; a run's last state is always saved."""
 
     save_every: AtLeastOne = 100
     """Steps between saves."""

@@ -96,8 +96,13 @@ def put_batch(batch: Batch, spec: jax.sharding.PartitionSpec) -> Batch:
 
 
 def check_batch(batch: Batch, spec: StepSpec) -> None:
-    """Raises ValueError when a row trains more positions than the step was built for: their loss would vanish."""
+    """Raises ValueError when a row trains more positions than the step was built for: their loss would vanish.
+
+    Also when no row trains any: the mean loss would be zero by zero, and all parameters with it.
+    """
     most = int((batch.loss_weight_BT > 0).sum(axis=1).max())
+    if most == 0:
+        raise ValueError("a batch trains no position at all; the plan should hold no example without loss weight")
     if most > spec.most_trained:
         raise ValueError(f"a row trains {most} positions, the plan promised at most {spec.most_trained}")
 
@@ -162,12 +167,13 @@ def _advance(job, tx, schedule, state, next_row, batches, writer, saver, stop, s
         write_pending(began)  # the step before: the device is busy with this one meanwhile
         pending = (step, metrics, facts, began)
         next_row += job.train.batch_rows
-        if stop.signal is not None or saver.is_due(step, last=last):
+        stopping = stop.signal is not None  # asked once: a signal that comes after this waits for the next step
+        if stopping or saver.is_due(step, last=last):
             jax.block_until_ready(metrics)
             write_pending(time.monotonic())
             pending = None
             saver.save(state, step=step, next_row=next_row)
-        if stop.signal is not None:
+        if stopping:
             return step
     return last
 

@@ -1,6 +1,7 @@
 """Metrics of steps: device sums to means, once; `metrics.jsonl` and TensorBoard."""
 
 import json
+import os
 import time
 import zlib
 from collections.abc import Sequence
@@ -75,7 +76,9 @@ class MetricsWriter:
     def __init__(
         self, run_dir: Path, *, attempt: int, languages: Sequence[str], language_every: int, tensorboard: bool
     ):
-        self._file: TextIO = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        path = run_dir / "metrics.jsonl"
+        _remove_cut_line(path)
+        self._file: TextIO = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=10) if tensorboard else None
         self._attempt = attempt
         self._languages = languages
@@ -188,5 +191,11 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     path = run_dir / "metrics.jsonl"
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1] if line.endswith("}")]
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def _remove_cut_line(path: Path) -> None:
+    """Ends the file after its last whole line, lest the next record be written onto the rest of a cut one."""
+    if path.exists():
+        whole = path.read_bytes().rfind(b"\n") + 1
+        os.truncate(path, whole)

@@ -31,5 +31,5 @@ def init_state(
 def abstract_state(cfg: ModelConfig, axes: AxisRules, tx: optax.GradientTransformation) -> TrainState:
     """Shapes, dtypes and shardings of `init_state`: what a checkpoint is restored onto."""
     params = transformer.abstract(cfg, axes)
-    step = jax.ShapeDtypeStruct((), jnp.int32)
+    step = jax.eval_shape(lambda: jnp.zeros((), jnp.int32))
     return TrainState(step=step, params=params, opt_state=jax.eval_shape(tx.init, params))

@@ -1,7 +1,7 @@
 """One update from one global batch: pure, microbatched by a scan, divided once by the global weight."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -39,10 +39,8 @@ class StepMetrics(NamedTuple):
 def loss_sums(spec: StepSpec, params: transformer.Params, batch: Batch) -> LossSums:
     """The loss of a batch (or microbatch) as sums by language, with logits made at trained positions only."""
     at_BK = trained_positions(jnp.asarray(batch.loss_weight_BT), spec.most_trained)
-    logits_BKV = transformer.apply(
-        spec.model, spec.axes, params, batch.tokens_BT, batch.segments_BT, batch.positions_BT,
-        at_BK=at_BK, compute=spec.compute,
-    )  # fmt: skip
+    inputs = (jnp.asarray(field_BT) for field_BT in (batch.tokens_BT, batch.segments_BT, batch.positions_BT))
+    logits_BKV = transformer.apply(spec.model, spec.axes, params, *inputs, at_BK=at_BK, compute=spec.compute)
     targets_BK, weight_BK, language_BK = (
         jnp.take_along_axis(field_BT, at_BK, axis=1)
         for field_BT in (batch.targets_BT, batch.loss_weight_BT, batch.language_BT)
@@ -88,6 +86,6 @@ def train_step(
     gradient, sums = mean_gradient(spec, state.params, batch)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counts
         updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
+    params = cast(transformer.Params, optax.apply_updates(state.params, updates))
     metrics = StepMetrics(sums=sums, grad_norm=optax.tree.norm(gradient))
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics

@@ -26,6 +26,7 @@ from train.metrics import read_metrics
 from train.optim import make_optimizer
 from train.state import abstract_state
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 STEPS, SAVE_EVERY, BATCH_ROWS = 300, 7, 8
 
 
@@ -165,6 +166,15 @@ def test_two_processes_cannot_train_in_one_run_directory(uninterrupted, tmp_path
         done = run_polytune("train", uninterrupted.parent / "run.yaml", check=False)
     assert done.returncode == 2
     assert "another process is training" in done.stderr
+
+
+def test_a_relative_run_directory_works_for_training_resuming_and_reading(tmp_path, monkeypatch):
+    recipe = write_tiny_recipe(tmp_path, run_dir=Path("run"), steps=12, save_every=5)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    run_polytune("train", recipe)
+    assert find_checkpoint("run").step == 12
+    run_polytune("generate", "run", "--prompt", "Which day comes after Monday?")
 
 
 def test_the_run_directory_holds_what_the_contract_says(uninterrupted):

@@ -1,0 +1,231 @@
+"""The loop over a list of batches: what it computes, writes and saves, and that stopping changes nothing."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import jax
+import msgspec
+import numpy as np
+import pytest
+from toy import (
+    AXES,
+    LANGUAGES,
+    OPTIM,
+    TOLERANCE,
+    TOY,
+    assert_close_trees,
+    assert_equal_trees,
+    copy_to_host,
+    lay_out,
+    make_examples,
+    mesh_of,
+    most_trained,
+    pack_pairs,
+)
+
+from model.checkpoint import find_checkpoint, list_steps, load_params, read_meta
+from model.config import ComputeConfig
+from model.transformer import abstract
+from train.config import CheckpointConfig, TrainConfig
+from train.loop import TrainJob, check_batch, most_trained_positions, run_training, stop_on_signals
+from train.metrics import NonFiniteLossError, read_metrics
+from train.step import StepSpec
+
+STEPS, ROWS = 10, 8
+BATCHES = [lay_out(pack_pairs(make_examples(2 * ROWS, seed=step))) for step in range(STEPS)]
+GOLDEN = Path(__file__).parent.parent / "golden" / "ten_steps.json"
+MOVED = """ten steps of the toy model no longer give the losses of tests/golden/ten_steps.json.
+If the numbers were not meant to change, this is a bug: find the commit that moved them.
+If they were, say so in DECISIONS.md with the reason, and write the file anew:
+    POLYTUNE_WRITE_GOLDEN=1 python -m pytest tests/train/test_loop.py -k golden"""
+
+
+def make_job(run_dir, *, save_every=4, **train):
+    return TrainJob(
+        run_dir=run_dir,
+        spec=StepSpec(
+            model=TOY, axes=AXES, compute=ComputeConfig(), num_languages=len(LANGUAGES),
+            most_trained=max(map(most_trained, BATCHES)),
+        ),
+        optim=OPTIM,
+        train=TrainConfig(**{"steps": STEPS, "batch_rows": ROWS, "log_every": 5, "tensorboard": False, **train}),
+        checkpoint=CheckpointConfig(save_every=save_every),
+        seed=0,
+        languages=LANGUAGES,
+        plan_hash="plan",
+        meta={"model": msgspec.to_builtins(TOY)},
+    )  # fmt: skip
+
+
+def open_batches(first_row):
+    """A seek: the batches from a global row on."""
+    assert first_row % ROWS == 0
+    return iter(BATCHES[first_row // ROWS :])
+
+
+def run(run_dir, *, batches=open_batches, show=lambda record: None, **job):
+    run_dir.mkdir(exist_ok=True)
+    return run_training(make_job(run_dir, **job), open_batches=batches, show=show)
+
+
+def saved_params(run_dir):
+    return copy_to_host(load_params(find_checkpoint(run_dir), abstract(TOY, AXES)))
+
+
+def signal_at(step, number=signal.SIGTERM):
+    """A `show` that signals this process once it has seen the step."""
+    return lambda record: os.kill(os.getpid(), number) if record.step == step else None
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """A run that nothing interrupted: its directory and final parameters."""
+    run_dir = tmp_path_factory.mktemp("loop") / "whole"
+    with jax.set_mesh(mesh_of((1, 1))):
+        outcome = run(run_dir)
+        assert (outcome.step, outcome.finished, outcome.resumed_from, outcome.attempt) == (STEPS, True, None, 1)
+        return run_dir, saved_params(run_dir)
+
+
+def steps_of(run_dir):
+    return [record for record in read_metrics(run_dir) if record["kind"] == "step"]
+
+
+def test_ten_golden_steps(whole_run):
+    steps = steps_of(whole_run[0])
+    found = {name: [step[name] for step in steps] for name in ("loss", "grad_norm", "learning_rate", "weight")}
+    digests = [step["digest"] for step in steps]
+    if os.environ.get("POLYTUNE_WRITE_GOLDEN"):
+        GOLDEN.write_text(json.dumps({**found, "digest": digests}, indent=1) + "\n", encoding="utf-8")
+    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    assert digests == golden.pop("digest"), "the batches of this test are not those of the golden run"
+    for name, wanted in golden.items():
+        np.testing.assert_allclose(found[name], wanted, **TOLERANCE, err_msg=MOVED)
+
+
+def test_every_step_is_written_once_with_the_rows_it_was_made_on(whole_run):
+    records = read_metrics(whole_run[0])
+    steps = [record for record in records if record["kind"] == "step"]
+    assert [step["rows"] for step in steps] == [[8 * i, 8 * i + 8] for i in range(STEPS)]
+    assert [step["weight"] for step in steps] == [float(batch.loss_weight_BT.sum()) for batch in BATCHES]
+    assert [record["kind"] for record in records] == ["start", *["step"] * 5, "languages", *["step"] * 5, "languages"]
+    assert records[0]["mesh"] == {"fsdp": 1, "tensor": 1}
+    by_language = [record for record in records if record["kind"] == "languages"]
+    for record, part in zip(by_language, (BATCHES[:5], BATCHES[5:]), strict=True):
+        for i, language in enumerate(LANGUAGES[1:], 1):
+            assert record["tokens"][language] == sum(int((batch.language_BT == i).sum()) for batch in part)
+    total = sum(sum(record["loss_sum"].values()) for record in by_language)
+    assert total == pytest.approx(sum(step["loss"] * step["weight"] for step in steps), rel=1e-4)
+
+
+def test_what_is_saved_is_what_the_policy_says(whole_run):
+    run_dir, _ = whole_run
+    assert list_steps(run_dir) == ([0, 8, 10], [])
+    assert read_meta(find_checkpoint(run_dir))["step"] == STEPS
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_stopped_run_goes_on_to_the_same_bits(whole_run, tmp_path, number, one_device):
+    """The signal comes while step 4 runs, so step 4 is saved; a step is never half done, nor done twice."""
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    outcome = run(tmp_path / "run", show=signal_at(3, number))
+    assert (outcome.step, outcome.finished) == (4, False)
+    assert find_checkpoint(tmp_path / "run").step == 4
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+    outcome = run(tmp_path / "run", show=signal_at(6, number), save_every=3)
+    assert (outcome.step, outcome.finished, outcome.resumed_from) == (7, False, 4)
+    outcome = run(tmp_path / "run")
+    assert (outcome.step, outcome.finished, outcome.resumed_from, outcome.attempt) == (STEPS, True, 7, 3)
+    assert_equal_trees(saved_params(tmp_path / "run"), whole_run[1])
+    same = ("step", "loss", "grad_norm", "learning_rate", "rows", "digest")
+    pick = [[step[name] for name in same] for step in steps_of(tmp_path / "run")]
+    assert pick == [[step[name] for name in same] for step in steps_of(whole_run[0])]
+
+
+def test_a_kill_while_saving_costs_steps_but_changes_no_bit(whole_run, tmp_path, one_device):
+    """The newest save never finished: it is set aside, and its steps are made again on the rows they had."""
+    run(tmp_path / "run", show=signal_at(8))
+    (tmp_path / "run" / "checkpoints" / "9" / "commit_success.txt").unlink()
+    outcome = run(tmp_path / "run")
+    assert (outcome.resumed_from, outcome.finished) == (8, True)
+    assert_equal_trees(saved_params(tmp_path / "run"), whole_run[1])
+    digests = {}
+    for step in steps_of(tmp_path / "run"):
+        digests.setdefault(step["step"], set()).add((step["digest"], step["loss"]))
+    assert all(len(seen) == 1 for seen in digests.values())
+
+
+def test_a_run_goes_on_on_another_mesh(whole_run, tmp_path):
+    with jax.set_mesh(mesh_of((4, 2))):
+        assert run(tmp_path / "run", show=signal_at(5)).step == 6
+    with jax.set_mesh(mesh_of((1, 1))):
+        assert run(tmp_path / "run").resumed_from == 6
+        assert_close_trees(saved_params(tmp_path / "run"), whole_run[1])
+
+
+def test_a_finished_run_is_left_as_it_is(whole_run, tmp_path, one_device):
+    run_dir, params = whole_run
+    before = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    outcome = run(run_dir, show=lambda record: pytest.fail("no step is left"))
+    assert (outcome.step, outcome.finished, outcome.resumed_from) == (STEPS, True, STEPS)
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == before
+    assert_equal_trees(saved_params(run_dir), params)
+
+
+def test_metrics_are_written_while_the_next_step_runs(tmp_path, one_device):
+    """Taking batch k + 1 and starting on it comes before waiting for step k, save where a checkpoint is due."""
+    events = []
+
+    def batches(first_row):
+        for step, batch in enumerate(open_batches(first_row), 1):
+            events.append(f"take {step}")
+            yield batch
+
+    run(tmp_path / "run", batches=batches, show=lambda record: events.append(f"show {record.step}"), save_every=3)
+    assert " ".join(events).replace("take ", "t").replace("show ", "s") == (
+        "t1 t2 s1 t3 s2 s3 t4 t5 s4 t6 s5 s6 t7 t8 s7 t9 s8 s9 t10 s10"
+    )
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, one_device):
+    def batches(first_row):
+        for step, batch in enumerate(open_batches(first_row), 1):
+            weight_BT = batch.loss_weight_BT
+            yield batch._replace(loss_weight_BT=np.where((step == 4) & (weight_BT > 0), np.float32(np.inf), weight_BT))
+
+    with pytest.raises(NonFiniteLossError, match=r"step 4: loss nan.* rows \[24, 32\)"):
+        run(tmp_path / "run", batches=batches, save_every=2)
+    assert [step["step"] for step in steps_of(tmp_path / "run")] == [1, 2, 3, 4]
+    assert list_steps(tmp_path / "run")[0] == [0, 2]
+
+
+def test_a_second_interrupt_does_not_wait():
+    with pytest.raises(KeyboardInterrupt), stop_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_row_with_more_trained_positions_than_planned_is_refused(tmp_path, one_device):
+    """They would silently be left out of the loss."""
+    spec = make_job(tmp_path).spec
+    check_batch(BATCHES[0], spec)
+    full = BATCHES[0]._replace(loss_weight_BT=np.ones_like(BATCHES[0].loss_weight_BT))
+    with pytest.raises(ValueError, match=f"a row trains 16 positions, the plan promised at most {spec.most_trained}"):
+        run(tmp_path, batches=lambda _: iter([full]))
+
+
+def test_a_batch_that_trains_nothing_is_refused(tmp_path, one_device):
+    empty = BATCHES[0]._replace(loss_weight_BT=np.zeros_like(BATCHES[0].loss_weight_BT))
+    with pytest.raises(ValueError, match="trains no position at all"):
+        run(tmp_path, batches=lambda _: iter([empty]))
+
+
+@pytest.mark.parametrize(("counts", "wanted"), [([1], 8), ([8, 3], 8), ([9], 16), ([30, 31], 31), ([32], 32)])
+def test_k_is_the_largest_count_rounded_up_within_the_row(counts, wanted):
+    length = 31 if max(counts) == 31 else 32
+    assert most_trained_positions(np.array(counts), length) == wanted

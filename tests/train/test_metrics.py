@@ -1,0 +1,130 @@
+import json
+import zlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy import LANGUAGES, Example, lay_out
+
+from train.loss import LossSums
+from train.metrics import BatchFacts, MetricsWriter, NonFiniteLossError, describe_batch, read_metrics
+from train.step import StepMetrics
+
+BATCH = lay_out(
+    [
+        [Example([1, 5, 6, 7], [0, 0, 1, 1], 2), Example([1, 8, 9], [0, 0, 1], 3)],
+        [Example([1, 9], [0, 1], 2)],
+    ],
+    length=6,
+)
+
+
+def make_facts(tokens_R=(0, 4, 6, 0), first_row=16):
+    return BatchFacts(
+        first_row=first_row, rows=8, tokens=sum(tokens_R), positions=40, tokens_R=np.array(tokens_R), digest="00c0ffee"
+    )
+
+
+def make_metrics(loss_R=(0.0, 3.0, 9.0, 0.0), weight_R=(0.0, 2.0, 4.0, 0.0), grad_norm=0.5):
+    sums = LossSums(jnp.array(loss_R, jnp.float32), jnp.array(weight_R, jnp.float32))
+    return StepMetrics(sums, jnp.float32(grad_norm))
+
+
+@pytest.fixture
+def writer(tmp_path):
+    writer = MetricsWriter(tmp_path, attempt=2, languages=LANGUAGES, language_every=2, tensorboard=False)
+    yield writer
+    writer.close()
+
+
+def write(writer, step, metrics=None, facts=None):
+    return writer.write_step(step, metrics or make_metrics(), facts or make_facts(), learning_rate=0.25, seconds=2.0)
+
+
+def test_facts_of_a_known_batch():
+    facts = describe_batch(BATCH, first_row=40, num_languages=4)
+    assert (facts.first_row, facts.rows, facts.tokens, facts.positions) == (40, 2, 6, 12)
+    np.testing.assert_array_equal(facts.tokens_R, [0, 0, 4, 2])
+    rows = [[1, 5, 6, 1, 8, 0], [1, 0, 0, 0, 0, 0]], [[5, 6, 7, 8, 9, 0], [9, 0, 0, 0, 0, 0]]
+    segments = [[1, 1, 1, 2, 2, 0], [1, 0, 0, 0, 0, 0]]
+    assert facts.digest == f"{zlib.crc32(np.array([*rows, segments], '<i4').tobytes()):08x}" == "1ba059fc"
+
+
+@pytest.mark.parametrize("field", ["tokens_BT", "targets_BT", "segments_BT"])
+def test_another_batch_has_another_digest(field):
+    changed = getattr(BATCH, field).copy()
+    changed[1, 0] += 1
+    other = describe_batch(BATCH._replace(**{field: changed}), first_row=40, num_languages=4)
+    assert other.digest != describe_batch(BATCH, first_row=40, num_languages=4).digest
+
+
+def test_a_step_is_written_as_means_over_the_whole_batch(writer, tmp_path):
+    record = write(writer, 3)
+    assert (record.loss, record.weight, record.padding, record.seconds) == (2.0, 6.0, 0.75, 2.0)
+    (written,) = read_metrics(tmp_path)
+    assert written.pop("time") > 1.7e9
+    assert written == {
+        "kind": "step", "attempt": 2, "step": 3, "loss": 2.0, "weight": 6.0, "grad_norm": 0.5, "learning_rate": 0.25,
+        "tokens": 10, "padding": 0.75, "tokens_per_s": 5.0, "target_tokens_per_s": 3.0, "rows": [16, 24],
+        "digest": "00c0ffee",
+    }  # fmt: skip
+
+
+def test_languages_are_sums_over_the_interval_and_only_those_seen(writer, tmp_path):
+    for step in (3, 4, 5, 6):
+        write(writer, step, facts=make_facts((0, 4, 6, int(step == 6))))
+    first, second = (record for record in read_metrics(tmp_path) if record["kind"] == "languages")
+    assert (first["first_step"], first["step"], second["first_step"], second["step"]) == (3, 4, 5, 6)
+    assert first["loss_sum"] == {"ar": 6.0, "fr": 18.0}
+    assert first["weight"] == {"ar": 4.0, "fr": 8.0}
+    assert first["tokens"] == {"ar": 8, "fr": 12}
+    assert second["tokens"] == {"ar": 8, "fr": 12, "sw": 1}
+    assert second["weight"]["sw"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [make_metrics(loss_R=(0, float("nan"), 1, 0)), make_metrics(grad_norm=float("inf"))],
+    ids=["loss", "gradient"],
+)
+def test_a_loss_that_is_not_finite_is_written_and_then_stops_the_run(writer, tmp_path, metrics):
+    message = r"step 7: .* on rows \[16, 24\).*lower optim.learning_rate or raise optim.warmup_steps"
+    with pytest.raises(NonFiniteLossError, match=message):
+        write(writer, 7, metrics)
+    assert [record["step"] for record in read_metrics(tmp_path)] == [7]
+
+
+def test_every_line_is_in_the_file_before_the_next_step(writer, tmp_path):
+    writer.write_start(5, {"devices": 8, "mesh": {"fsdp": 4, "tensor": 2}})
+    write(writer, 6)
+    kinds = [(record["kind"], record["attempt"], record["step"]) for record in read_metrics(tmp_path)]
+    assert kinds == [("start", 2, 5), ("step", 2, 6), ("languages", 2, 6)]
+    assert read_metrics(tmp_path)[0]["mesh"] == {"fsdp": 4, "tensor": 2}
+
+
+def test_no_metrics_yet_are_no_records(tmp_path):
+    assert read_metrics(tmp_path) == []
+
+
+@pytest.mark.parametrize("cut", [1, 2, 30, 90])
+def test_a_line_cut_by_a_kill_is_dropped_and_spoils_no_line_after_it(tmp_path, cut):
+    """The next process appends: without care its first record would be glued to the rest of the cut one."""
+    path = tmp_path / "metrics.jsonl"
+    for attempt in (1, 2):
+        writer = MetricsWriter(tmp_path, attempt=attempt, languages=LANGUAGES, language_every=9, tensorboard=False)
+        writer.write_start(0, {"name": "é"})
+        writer.write_start(attempt, {"name": "é" * 50})
+        writer.close()
+        path.write_bytes(path.read_bytes()[:-cut])
+        assert [(r["attempt"], r["step"]) for r in read_metrics(tmp_path)] == [(1, 0), (2, 0)][:attempt]
+    assert all(json.loads(line) for line in path.read_text(errors="replace").splitlines()[:-1])
+
+
+def test_tensorboard_gets_what_the_file_gets(tmp_path):
+    writer = MetricsWriter(tmp_path, attempt=1, languages=LANGUAGES, language_every=1, tensorboard=True)
+    write(writer, 1)
+    writer.close()
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    content = events.read_bytes()
+    for name in ("train/loss", "train/grad_norm", "train/learning_rate", "speed/tokens_per_s", "loss_by_language/fr"):
+        assert name.encode() in content
