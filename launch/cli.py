@@ -25,17 +25,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     POLYTUNE_TRACEBACK=1 shows the traceback too.
     """
-    options = make_parser().parse_args(arguments)
+    options = parse_arguments(arguments)
     console = Console()
     try:
         return VERBS[options.verb](options, console)
     except (ValueError, OSError) as error:
         if os.environ.get("POLYTUNE_TRACEBACK"):
             raise
-        Console(stderr=True).print(Text("error: ", "bold red").append(str(error), "not bold default"), soft_wrap=True)
+        message = Text("error: ", "bold red").append(str(error), "not bold default")
+        Console(stderr=True).print(message, soft_wrap=True)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         return 130
+
+
+def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options of a command line; overrides may stand before, between and after them.
+
+    argparse alone gives up on `preview demo --rows 2 train.steps=3`: it takes the overrides to have ended at --rows.
+    """
+    parser = make_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "overrides") or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import jax
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from data.languages import own_name, script_of
-from train.step import StepSpec
+from train.loop import TrainJob
 
 MOST_ROWS = 48
 
@@ -45,7 +46,7 @@ def share_by(cells: Sequence[dict[str, Any]], field: str) -> dict[str, Share]:
     }
 
 
-def print_plan(summary: dict[str, Any], spec: StepSpec, mesh: jax.sharding.Mesh, console: Console) -> None:
+def print_plan(summary: dict[str, Any], job: TrainJob, mesh: jax.sharding.Mesh, console: Console) -> None:
     """Prints sources, languages and the resolved choices of the run."""
     unit = summary["unit"].replace("_", " ")
     console.print(_source_table(share_by(summary["cells"], "source"), unit))
@@ -66,10 +67,10 @@ def print_plan(summary: dict[str, Any], spec: StepSpec, mesh: jax.sharding.Mesh,
         highlight=False,
     )
     console.print(
-        f"mesh {dict(mesh.shape)} on {mesh.devices.size} {mesh.devices.flat[0].platform} device(s); compute {spec.compute.dtype}, "
+        f"mesh {dict(mesh.shape)} on {mesh.devices.size} {mesh.devices.flat[0].platform} device(s); compute {job.spec.compute.dtype}, "
         f"parameters float32; attention: dot product, masked by segment; loss: logits at trained positions only "
-        f"({spec.most_trained} of {summary['row_length']} a row); remat {spec.compute.remat}; "
-        f"microbatches {spec.microbatches}",
+        f"({job.spec.most_trained} of {summary['row_length']} a row); remat {job.spec.compute.remat}; "
+        f"microbatches {job.spec.microbatches}",
         highlight=False,
     )
 
@@ -78,7 +79,7 @@ def _source_table(shares: dict[str, Share], unit: str) -> Table:
     table = Table("source", title="sources", title_justify="left")
     _add_numbers(table, unit)
     for name, share in shares.items():
-        table.add_row(name, *_numbers(share))
+        table.add_row(Text(name), *_numbers(share))
     return table
 
 

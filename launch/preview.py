@@ -61,6 +61,8 @@ def choose_rows(prepared: Prepared, *, rows: int, language: str | None) -> list[
         raise ValueError(f"language {language!r} is not in this mixture; it has {known}")
     wanted = dataset.facts.languages.index(language)
     holds = np.flatnonzero(dataset.language[plan.row_examples] == wanted)
+    if not len(holds):
+        raise ValueError(f"no planned row holds {language!r}: its weight in this mixture is 0")
     found = np.unique(np.searchsorted(plan.row_offsets, holds, side="right") - 1)
     return [int(row) for row in found[:rows]]
 

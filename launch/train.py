@@ -22,7 +22,7 @@ from model import transformer
 from model.checkpoint import newest_step
 from model.config import ModelConfig
 from model.parallel import AxisRules, check_divisible
-from train.loop import Outcome, TrainJob, most_trained_positions, run_training
+from train.loop import Outcome, TrainJob, head_positions, run_training
 from train.metrics import read_metrics
 from train.progress import show_progress
 from train.step import StepSpec
@@ -46,7 +46,7 @@ def run_train(recipe: Recipe, *, recipe_name: str, console: Console) -> int:
             job = make_job(recipe, prepared)
             write_recipe(recipe, run_dir / "recipe.yaml")
             if newest_step(run_dir) is None:
-                print_plan(prepared.plan.summary, job.spec, mesh, console)
+                print_plan(prepared.plan.summary, job, mesh, console)
             outcome = _train(recipe, prepared, job, console)
             write_run_card(recipe, prepared, job, outcome, recipe_name)
     if outcome.finished:
@@ -90,12 +90,15 @@ def make_job(recipe: Recipe, prepared: Prepared) -> TrainJob:
         {"vocabulary (model.vocab_size)": (model_config.vocab_size, axes.vocab)}, jax.sharding.get_mesh()
     )
     plan = prepared.plan
+    most_trained_S = head_positions(
+        trained_per_row(prepared.dataset, plan), batch_rows=recipe.train.batch_rows, row_length=plan.row_length
+    )
     spec = StepSpec(
         model=model_config,
         axes=axes,
         compute=recipe.compute,
         num_languages=len(prepared.dataset.facts.languages),
-        most_trained=most_trained_positions(trained_per_row(prepared.dataset, plan), plan.row_length),
+        most_trained=max(most_trained_S),
         microbatches=recipe.train.microbatches,
     )
     return TrainJob(
@@ -107,6 +110,7 @@ def make_job(recipe: Recipe, prepared: Prepared) -> TrainJob:
         seed=recipe.run.seed,
         languages=tuple(prepared.dataset.facts.languages),
         plan_hash=plan.hash,
+        most_trained_S=most_trained_S,
         meta={
             "model": msgspec.to_builtins(model_config),
             "recipe": recipe_tree(recipe),

@@ -15,8 +15,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-# Nearly all the time of this suite would go into compiling tiny programs well: compile them fast instead, which
-# changes no result beyond rounding. Processes that tests start compile as users' do.
+# Nearly all the time of this suite would go into compiling tiny programs well: compile them fast instead,
+# which changes no result beyond rounding. Processes that tests start compile as users' do.
 jax.config.update("jax_disable_most_optimizations", True)
 if jax.__version_info__[:2] == (0, 10):  # XLA ends a process over a flag it does not know
     flags = os.environ.get("XLA_FLAGS")
@@ -30,11 +30,11 @@ jax.config.update("jax_compilation_cache_dir", str(Path(os.environ["POLYTUNE_CAC
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
-# Shapes and types of arguments and results are checked at every call, in tests only: everywhere in the packages
-# that compute on arrays, and where the other two do.
+# Shapes and types of arguments and results are checked at every call, in tests only: everywhere in the two
+# packages that compute on arrays, and where the others do.
 ARRAY_MODULES = (
-    "model", "train", "data.dataset", "data.packing", "data.pipeline", "data.plan", "eval.engine", "eval.scoring",
-    "eval.stats",
+    "model", "train", "data.dataset", "data.packing", "data.pipeline", "data.plan", "eval.engine",
+    "eval.scoring", "eval.stats",
 )  # fmt: skip
 install_import_hook(ARRAY_MODULES, "beartype.beartype")
 

@@ -27,7 +27,7 @@ DYNAMIC = {"import_module", "__import__"}
 
 
 def imported_modules(source: str) -> list[tuple[int, str]]:
-    """Line and dotted name of every import in the source, wherever it stands; relative ones start with a dot."""
+    """Line and dotted name of every import in the source, wherever it is; relative ones start with a dot."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

@@ -25,8 +25,8 @@ MESHES = ((1, 1), (8, 1), (4, 2), (2, 4))
 ROW_LENGTH = 16
 LANGUAGES = ("", "ar", "fr", "sw")
 
-# Adam divides by |gradient| + eps: with the usual 1e-8 the rounding of a gradient that is truly zero decides the
-# sign of a whole update, and updated parameters can be compared to no tolerance at all.
+# Adam divides by |gradient| + eps: with the usual 1e-8 the rounding of a gradient that is truly zero decides
+# the sign of a whole update, and updated parameters can be compared to no tolerance at all.
 OPTIM = OptimConfig(learning_rate=0.01, eps=1e-3, weight_decay=0.1, warmup_steps=2)
 
 

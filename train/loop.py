@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ class TrainJob:
     languages: tuple[str, ...]
     """Language table; entry 0 is padding's."""
     plan_hash: str
+    most_trained_S: Sequence[int]
+    """K of each step of the run: for how many positions of a row its batch needs logits. From `head_positions`."""
     meta: dict[str, Any]
     """Saved with every checkpoint: model config, resolved recipe, hashes, tables, versions."""
 
@@ -95,7 +97,7 @@ def put_batch(batch: Batch, spec: jax.sharding.PartitionSpec) -> Batch:
     return jax.tree.map(lambda x_BT: jax.make_array_from_process_local_data(sharding, x_BT), batch)
 
 
-def check_batch(batch: Batch, spec: StepSpec) -> None:
+def check_batch(batch: Batch, most_trained: int) -> None:
     """Raises ValueError when a row trains more positions than the step was built for: their loss would vanish.
 
     Also when no row trains any: the mean loss would be zero by zero, and all parameters with it.
@@ -103,8 +105,8 @@ def check_batch(batch: Batch, spec: StepSpec) -> None:
     most = int((batch.loss_weight_BT > 0).sum(axis=1).max())
     if most == 0:
         raise ValueError("a batch trains no position at all; the plan should hold no example without loss weight")
-    if most > spec.most_trained:
-        raise ValueError(f"a row trains {most} positions, the plan promised at most {spec.most_trained}")
+    if most > most_trained:
+        raise ValueError(f"a row trains {most} positions, the plan promised at most {most_trained}")
 
 
 def run_training(job: TrainJob, *, open_batches, show: ShowStep, on_start=None) -> Outcome:
@@ -144,7 +146,12 @@ def run_training(job: TrainJob, *, open_batches, show: ShowStep, on_start=None) 
 
 def _advance(job, tx, schedule, state, next_row, batches, writer, saver, stop, show) -> int:
     """Runs steps until the end or a stop request; returns the step whose state is saved."""
-    update = jax.jit(functools.partial(train_step, job.spec, tx), donate_argnums=0)
+
+    @functools.cache
+    def compile_update(most_trained: int):
+        spec = dataclasses.replace(job.spec, most_trained=most_trained)
+        return jax.jit(functools.partial(train_step, spec, tx), donate_argnums=0)
+
     batch_spec = job.spec.axes.spec("batch", None)
     first, last = int(state.step), job.train.steps
     pending: tuple[int, StepMetrics, BatchFacts, float] | None = None
@@ -161,9 +168,10 @@ def _advance(job, tx, schedule, state, next_row, batches, writer, saver, stop, s
     for step in range(first + 1, last + 1):
         began = time.monotonic()
         batch = next(batches)
-        check_batch(batch, job.spec)
+        most_trained = job.most_trained_S[step - 1]
+        check_batch(batch, most_trained)
         facts = describe_batch(batch, first_row=next_row, num_languages=len(job.languages))
-        state, metrics = update(state, put_batch(batch, batch_spec))
+        state, metrics = compile_update(most_trained)(state, put_batch(batch, batch_spec))
         write_pending(began)  # the step before: the device is busy with this one meanwhile
         pending = (step, metrics, facts, began)
         next_row += job.train.batch_rows
@@ -178,6 +186,12 @@ def _advance(job, tx, schedule, state, next_row, batches, writer, saver, stop, s
     return last
 
 
-def most_trained_positions(trained_counts: np.ndarray, row_length: int) -> int:
-    """K for `StepSpec`: the largest count of trained positions in any row, rounded up to 8 so that plans share compiles."""
-    return min(row_length, -(-int(trained_counts.max()) // 8) * 8)
+def head_positions(trained_R: np.ndarray, *, batch_rows: int, row_length: int) -> list[int]:
+    """K of each step: the largest count of trained positions in any row of its batch, from a few sizes.
+
+    The sizes are T / 8, T / 4, 3 T / 8, T / 2, 3 T / 4 and T, so a run compiles a handful of programs at most. Every
+    host knows the whole plan, so all of them choose alike. Rows that train (3 4 2 16) of 16, two a batch: K = (4, 16).
+    """
+    sizes = np.unique([max(1, row_length * eighths // 8) for eighths in (1, 2, 3, 4, 6, 8)])
+    most_S = trained_R.reshape(-1, batch_rows).max(axis=1)
+    return [int(size) for size in sizes[np.searchsorted(sizes, most_S)]]

@@ -1,4 +1,4 @@
-"""The whole decoder again, in NumPy and float64, one row and one head at a time: nothing shared but the weights."""
+"""The whole decoder again, in NumPy and float64, row by row and head by head; only the weights are shared."""
 
 import numpy as np
 
@@ -14,13 +14,17 @@ def decode(cfg, params, tokens, segments, positions):
         x = x + attention(cfg, block["attention"], normed, segments, positions)
         normed = rms_norm(x, block["mlp_norm"]["scale"], cfg.norm_eps)
         gate = normed @ block["mlp"]["gate"]["weight"]
-        x = x + (gate / (1 + np.exp(-gate)) * (normed @ block["mlp"]["up"]["weight"])) @ block["mlp"]["down"]["weight"]
+        x = (
+            x
+            + (gate / (1 + np.exp(-gate)) * (normed @ block["mlp"]["up"]["weight"]))
+            @ block["mlp"]["down"]["weight"]
+        )
     x = rms_norm(x, weights["final_norm"]["scale"], cfg.norm_eps)
     return x @ (table.T if cfg.tied_head else weights["head"]["weight"])
 
 
 def attention(cfg, weights, x, segments, positions):
-    """Attended vectors, position by position: each query sums over the keys it may see, and over no others."""
+    """Attended vectors, position by position: each query sums over the keys it may see and no others."""
     out = np.zeros_like(x)
     group = cfg.num_heads // cfg.num_kv_heads
     for head in range(cfg.num_heads):
@@ -37,7 +41,7 @@ def attention(cfg, weights, x, segments, positions):
 
 
 def rotate(x, positions, base):
-    """Dimension i of the first half and i of the second are a complex number, turned by position * base^(-2i / H)."""
+    """Dimension i of either half make a complex number, turned by position * base^(-2i / H) radians."""
     half = x.shape[-1] // 2
     number = x[:, :half] + 1j * x[:, half:]
     turned = number * np.exp(1j * positions[:, None] * base ** (-2 * np.arange(half) / x.shape[-1]))

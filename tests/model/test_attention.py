@@ -36,7 +36,7 @@ def test_equal_scores_average_the_visible_values_exactly(one_device):
 
 
 def test_neighbouring_query_heads_share_a_key_head(one_device):
-    """Heads (0, 1) read key head 0 and (2, 3) read 1; the other grouping, (0, 2) and (1, 3), loads no checkpoint."""
+    """Heads (0, 1) read key head 0, (2, 3) read 1; (0, 2) and (1, 3) would fit no checkpoint."""
     v = jnp.array([10.0, 20.0])[None, None, :, None] * jnp.ones((1, 1, 2, 2))
     out = attend(jnp.ones((1, 1, 4, 2)), jnp.ones((1, 1, 2, 2)), v, jnp.ones((1, 1, 1), bool), out_spec=WHOLE)
     np.testing.assert_array_equal(out[0, 0, :, 0], [10, 10, 20, 20])

@@ -10,7 +10,9 @@ def changed(**fields):
 
 
 def test_kv_heads_that_do_not_divide_the_heads_are_refused_with_ones_that_do():
-    with pytest.raises(ValueError, match=r"num_heads=6 is not a multiple of num_kv_heads=4; use one of \[1, 2, 3, 6\]"):
+    with pytest.raises(
+        ValueError, match=r"num_heads=6 is not a multiple of num_kv_heads=4; use one of \[1, 2, 3, 6\]"
+    ):
         changed(num_heads=6)
 
 
@@ -19,7 +21,9 @@ def test_an_odd_head_is_refused():
         changed(head_dim=7)
 
 
-@pytest.mark.parametrize("field", ["num_layers", "dim", "num_heads", "num_kv_heads", "mlp_dim", "rope_base", "norm_eps"])
+@pytest.mark.parametrize(
+    "field", ["num_layers", "dim", "num_heads", "num_kv_heads", "mlp_dim", "rope_base", "norm_eps"]
+)
 def test_sizes_must_be_positive(field):
     with pytest.raises(msgspec.ValidationError, match=field):
         changed(**{field: 0})

@@ -23,7 +23,7 @@ NEVER = MODEL.vocab_size
 
 @pytest.fixture(scope="module")
 def params():
-    """Parameters whose layers speak three times as loud as fresh ones: every token depends on all before it."""
+    """Parameters whose layers are three times as loud as fresh ones: a token depends on all before it."""
     with jax.set_mesh(mesh_of((1, 1))):
         fresh = copy_to_host(jax.jit(init, static_argnums=(0, 1))(MODEL, AXES, jax.random.key(0)))
     return {**fresh, "layers": jax.tree.map(lambda leaf: leaf * np.float32(3), fresh["layers"])}
@@ -46,7 +46,14 @@ def continuations(params):
 
 def run(params, prompts=PROMPTS, lengths=LENGTHS, *, stop_id=NEVER, **sampling):
     tokens, counts = generate(
-        MODEL, AXES, params, jnp.asarray(prompts), jnp.asarray(lengths), max_new_tokens=NEW, stop_id=stop_id, **sampling
+        MODEL,
+        AXES,
+        params,
+        jnp.asarray(prompts),
+        jnp.asarray(lengths),
+        max_new_tokens=NEW,
+        stop_id=stop_id,
+        **sampling,
     )
     return np.asarray(tokens), np.asarray(counts)
 
@@ -60,7 +67,10 @@ def test_cached_decoding_equals_running_everything_again(params, continuations, 
 
 def test_decoding_on_another_mesh_gives_the_same_tokens(params, continuations):
     with jax.set_mesh(mesh_of((4, 2))):
-        prompts, lengths = jax.device_put(PROMPTS, AXES.spec("batch", None)), jax.device_put(LENGTHS, AXES.spec("batch"))
+        prompts, lengths = (
+            jax.device_put(PROMPTS, AXES.spec("batch", None)),
+            jax.device_put(LENGTHS, AXES.spec("batch")),
+        )
         np.testing.assert_array_equal(run(params, prompts, lengths)[0], continuations)
 
 
@@ -104,11 +114,13 @@ def test_sampling_is_decided_by_its_key(params, one_device):
 
 
 def test_sampling_follows_the_tempered_distribution(params, one_device):
-    """First tokens of the same prompt in 4 x 512 rows against softmax(logits / 2); cold draws are the greedy ones."""
+    """First tokens of one prompt in 4 x 512 rows follow softmax(logits / 2); cold ones are the greedy one."""
     tokens = np.tile(PROMPTS[:1], (512, 1))
     lengths = np.full(512, LENGTHS[0])
     prompt, positions = jnp.asarray(PROMPTS[:1]), jnp.arange(SLOTS)[None]
-    logits = np.asarray(jax.jit(apply, static_argnums=(0, 1))(MODEL, AXES, params, prompt, positions * 0, positions))[0, -1]
+    logits = np.asarray(
+        jax.jit(apply, static_argnums=(0, 1))(MODEL, AXES, params, prompt, positions * 0, positions)
+    )[0, -1]
     draw = functools.partial(
         generate, MODEL, AXES, params, tokens, lengths, max_new_tokens=1, stop_id=NEVER, sample=True
     )

@@ -12,7 +12,7 @@ def test_angles_fall_geometrically_from_the_position_itself():
 
 
 def test_a_dimension_is_paired_with_the_one_half_a_head_on_not_with_its_neighbour():
-    """Llama checkpoints in the Hugging Face layout pair (0, 2) and (1, 3); the original code pairs (0, 1) and (2, 3)."""
+    """Llama checkpoints in the Hugging Face layout pair (0, 2) and (1, 3); others pair (0, 1) and (2, 3)."""
     quarter_turns = jnp.array([[[jnp.pi / 2, 0.0]]])
     x_BTNH = jnp.array([[[[1.0, 2.0, 3.0, 4.0]]]])
     np.testing.assert_allclose(rotate(x_BTNH, quarter_turns), [[[[-3, 2, 1, 4]]]], **TOLERANCE)

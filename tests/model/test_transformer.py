@@ -13,13 +13,19 @@ from model.config import ComputeConfig
 from model.parallel import AxisRules
 from model.transformer import abstract, apply, count_parameters, init
 
-UNTIED = msgspec.structs.replace(TOY, tied_head=False, num_heads=4, num_kv_heads=2, head_dim=6, rope_base=100.0)
+UNTIED = msgspec.structs.replace(
+    TOY, tied_head=False, num_heads=4, num_kv_heads=2, head_dim=6, rope_base=100.0
+)
 SEGMENTS = np.array([[1] * 5 + [2] * 4 + [3] + [0] * 6, [1] * 16], np.int32)
 POSITIONS = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 0, 1, 2, 3, 4, 5], list(range(16))], np.int32)
-TOKENS = np.random.default_rng(0).permuted(np.tile(np.arange(TOY.vocab_size), (2, 1)), axis=1)[:, :ROW_LENGTH].astype(np.int32)
+TOKENS = (
+    np.random.default_rng(0)
+    .permuted(np.tile(np.arange(TOY.vocab_size), (2, 1)), axis=1)[:, :ROW_LENGTH]
+    .astype(np.int32)
+)
 UNSHARDED = AxisRules(batch=None, embed=None, heads=None, mlp=None, vocab=None)
 BFLOAT16_BOUND = 0.05
-"""Largest difference of a logit, whose spread is about one, after two layers of bfloat16: eight bits of mantissa."""
+"""Largest difference of a logit, whose spread is about one, after two layers in eight bits of mantissa."""
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +39,9 @@ def noisy(params):
     rng = np.random.default_rng(1)
 
     def shake(path, leaf):
-        return leaf * rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32) if path[-1].key == "scale" else leaf
+        return (
+            leaf * rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32) if path[-1].key == "scale" else leaf
+        )
 
     return jax.tree_util.tree_map_with_path(shake, copy_to_host(params))
 
@@ -42,7 +50,9 @@ def noisy(params):
 def test_logits_equal_a_numpy_decoder_s(cfg, toy_params, forward, one_device):
     params = noisy(toy_params if cfg is TOY else init(cfg, AXES, jax.random.key(1)))
     logits = forward(cfg, AXES, params, TOKENS, SEGMENTS, POSITIONS)
-    wanted = [numpy_decoder.decode(cfg, params, *row) for row in zip(TOKENS, SEGMENTS, POSITIONS, strict=True)]
+    wanted = [
+        numpy_decoder.decode(cfg, params, *row) for row in zip(TOKENS, SEGMENTS, POSITIONS, strict=True)
+    ]
     np.testing.assert_allclose(logits, wanted, **TOLERANCE)
     assert logits.dtype == jnp.float32
 
@@ -62,15 +72,17 @@ def test_logits_at_chosen_positions_are_those_of_the_whole(toy_params, forward, 
     at_BK = jnp.array([[3, 0, 15], [7, 7, 1]])
     chosen = forward(TOY, AXES, toy_params, TOKENS, SEGMENTS, POSITIONS, at_BK=at_BK)
     whole = np.asarray(forward(TOY, AXES, toy_params, TOKENS, SEGMENTS, POSITIONS))
-    np.testing.assert_allclose(chosen, np.take_along_axis(whole, np.asarray(at_BK)[..., None], axis=1), **TOLERANCE)
+    np.testing.assert_allclose(
+        chosen, np.take_along_axis(whole, np.asarray(at_BK)[..., None], axis=1), **TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("how", [{}, {"remat": "block", "scan_unroll": 2}], ids=["plain", "remat"])
 def test_no_position_feels_its_future_or_another_segment(how, one_device):
-    """The gradient of each position's output for each position's input is exactly zero where the mask is, and only there.
+    """The gradient of a position's output for a position's input is zero exactly where the mask forbids it.
 
-    All tokens of a row differ and the head is not tied, so the gradient for a row of the embedding is that for the
-    one position that reads it.
+    All tokens of a row differ and the head is not tied, so the gradient for a row of the embedding is that
+    for the one position that reads it.
     """
     params = init(UNTIED, UNSHARDED, jax.random.key(0))
     run = functools.partial(apply, UNTIED, UNSHARDED, compute=ComputeConfig(**how))
@@ -79,7 +91,9 @@ def test_no_position_feels_its_future_or_another_segment(how, one_device):
     @jax.jit
     def jacobian(weight_VD, tokens_BT, segments_BT, positions_BT):
         def outputs(weight_VD):
-            logits_BTV = run({**params, "embedding": {"weight": weight_VD}}, tokens_BT, segments_BT, positions_BT)
+            logits_BTV = run(
+                {**params, "embedding": {"weight": weight_VD}}, tokens_BT, segments_BT, positions_BT
+            )
             return logits_BTV[0] @ cotangent_V
 
         return jax.jacrev(outputs)(weight_VD)
@@ -104,7 +118,9 @@ def test_contents_of_padding_and_other_rows_change_no_bit(toy_params, forward, o
 
 def test_bfloat16_compute_stays_near_float32(toy_params, forward, one_device):
     exact = forward(TOY, AXES, toy_params, TOKENS, SEGMENTS, POSITIONS)
-    rough = forward(TOY, AXES, toy_params, TOKENS, SEGMENTS, POSITIONS, compute=ComputeConfig(dtype="bfloat16"))
+    rough = forward(
+        TOY, AXES, toy_params, TOKENS, SEGMENTS, POSITIONS, compute=ComputeConfig(dtype="bfloat16")
+    )
     assert rough.dtype == jnp.float32
     difference = float(jnp.max(jnp.abs(exact - rough)))
     assert 0 < difference < BFLOAT16_BOUND
@@ -113,7 +129,9 @@ def test_bfloat16_compute_stays_near_float32(toy_params, forward, one_device):
 def test_parameters_are_float32_and_the_same_on_every_mesh(toy_params):
     for shape in MESHES[1:]:
         with jax.set_mesh(mesh_of(shape)):
-            assert_equal_trees(copy_to_host(jax.jit(init, static_argnums=(0, 1))(TOY, AXES, jax.random.key(0))), toy_params)
+            assert_equal_trees(
+                copy_to_host(jax.jit(init, static_argnums=(0, 1))(TOY, AXES, jax.random.key(0))), toy_params
+            )
     assert {leaf.dtype for leaf in jax.tree.leaves(toy_params)} == {np.dtype("float32")}
 
 
@@ -121,11 +139,17 @@ def test_abstract_parameters_are_init_s_without_the_arrays(toy_params):
     with jax.set_mesh(mesh_of((4, 2))):
         promised = abstract(TOY, AXES)
         made = jax.jit(init, static_argnums=(0, 1))(TOY, AXES, jax.random.key(0))
-    jax.tree.map(lambda a, b: (a.shape, a.dtype, a.sharding.spec) == (b.shape, b.dtype, b.sharding.spec) or 1 / 0, promised, made)
+    jax.tree.map(
+        lambda a, b: (a.shape, a.dtype, a.sharding.spec) == (b.shape, b.dtype, b.sharding.spec) or 1 / 0,
+        promised,
+        made,
+    )
     assert made["layers"]["mlp"]["down"]["weight"].sharding.spec == AXES.spec(None, "mlp", "embed")
     assert made["embedding"]["weight"].addressable_shards[0].data.shape == (16, 4)
     # 32 x 16 table; per layer q, out 16 x 8 x 4, k, v 16 x 4 x 4, three 16 x 24, two scales; final scale.
-    assert count_parameters(promised) == count_parameters(toy_params) == 512 + 2 * (1024 + 512 + 1152 + 32) + 16
+    assert (
+        count_parameters(promised) == count_parameters(toy_params) == 512 + 2 * (1024 + 512 + 1152 + 32) + 16
+    )
 
 
 def test_logits_at_the_start_are_of_unit_size(toy_params, forward, one_device):
@@ -137,4 +161,6 @@ def test_logits_at_the_start_are_of_unit_size(toy_params, forward, one_device):
 def test_rules_that_shard_nothing_give_the_same_logits(toy_params, forward, one_device):
     with jax.set_mesh(mesh_of((4, 2))):
         whole = forward(TOY, UNSHARDED, toy_params, TOKENS, SEGMENTS, POSITIONS)
-    np.testing.assert_allclose(whole, forward(TOY, AXES, toy_params, TOKENS, SEGMENTS, POSITIONS), **TOLERANCE)
+    np.testing.assert_allclose(
+        whole, forward(TOY, AXES, toy_params, TOKENS, SEGMENTS, POSITIONS), **TOLERANCE
+    )

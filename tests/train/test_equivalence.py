@@ -6,8 +6,20 @@ import jax
 import numpy as np
 import pytest
 from toy import (
-    AXES, LANGUAGES, MESHES, OPTIM, TOLERANCE, TOY, assert_close_trees, copy_to_host, lay_out, make_examples, mesh_of,
-    most_trained, pack_pairs, place_state,
+    AXES,
+    LANGUAGES,
+    MESHES,
+    OPTIM,
+    TOLERANCE,
+    TOY,
+    assert_close_trees,
+    copy_to_host,
+    lay_out,
+    make_examples,
+    mesh_of,
+    most_trained,
+    pack_pairs,
+    place_state,
 )  # fmt: skip
 
 from model.config import ComputeConfig
@@ -29,7 +41,7 @@ def make_spec(batch, *, microbatches=1, extra_trained=0, **compute):
 
 
 def run_steps(params, batch, *, mesh=(1, 1), **how):
-    """Metrics and parameters of three updates on the same batch: enough for errors in the optimizer state to show."""
+    """Metrics and parameters of three updates on the same batch: enough for a wrong moment to show."""
     tx = make_optimizer(OPTIM, 10)
     with jax.set_mesh(mesh_of(mesh)):
         state = place_state(params, tx)
@@ -62,7 +74,9 @@ def test_the_loss_falls_and_every_parameter_moves(plain, toy_params):
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: np.any(a != b), params, toy_params)))
 
 
-@pytest.mark.parametrize(("mesh", "microbatches"), [(mesh, m) for mesh in MESHES for m in (1, 4)][1:], ids=str)
+@pytest.mark.parametrize(
+    ("mesh", "microbatches"), [(mesh, m) for mesh in MESHES for m in (1, 4)][1:], ids=str
+)
 def test_mesh_and_microbatches_change_no_result(plain, toy_params, mesh, microbatches):
     assert_close_trees(run_steps(toy_params, PACKED, mesh=mesh, microbatches=microbatches), plain)
 
@@ -76,7 +90,13 @@ def test_packed_rows_train_like_one_example_a_row(plain, toy_params):
     [
         {"remat": "block"},
         {"scan_unroll": TOY.num_layers, "extra_trained": 1},
-        {"remat": "block", "scan_unroll": TOY.num_layers, "extra_trained": 16, "microbatches": 4, "mesh": (2, 4)},
+        {
+            "remat": "block",
+            "scan_unroll": TOY.num_layers,
+            "extra_trained": 16,
+            "microbatches": 4,
+            "mesh": (2, 4),
+        },
     ],
     ids=lambda how: "-".join(how),
 )

@@ -29,12 +29,13 @@ from model.checkpoint import find_checkpoint, list_steps, load_params, read_meta
 from model.config import ComputeConfig
 from model.transformer import abstract
 from train.config import CheckpointConfig, TrainConfig
-from train.loop import TrainJob, check_batch, most_trained_positions, run_training, stop_on_signals
+from train.loop import TrainJob, check_batch, head_positions, run_training, stop_on_signals
 from train.metrics import NonFiniteLossError, read_metrics
 from train.step import StepSpec
 
 STEPS, ROWS = 10, 8
 BATCHES = [lay_out(pack_pairs(make_examples(2 * ROWS, seed=step))) for step in range(STEPS)]
+MOST = max(map(most_trained, BATCHES))
 GOLDEN = Path(__file__).parent.parent / "golden" / "ten_steps.json"
 MOVED = """ten steps of the toy model no longer give the losses of tests/golden/ten_steps.json.
 If the numbers were not meant to change, this is a bug: find the commit that moved them.
@@ -42,19 +43,20 @@ If they were, say so in DECISIONS.md with the reason, and write the file anew:
     POLYTUNE_WRITE_GOLDEN=1 python -m pytest tests/train/test_loop.py -k golden"""
 
 
-def make_job(run_dir, *, save_every=4, **train):
+def make_job(run_dir, *, save_every=4, most_trained_S=(MOST,) * 10):
     return TrainJob(
         run_dir=run_dir,
         spec=StepSpec(
             model=TOY, axes=AXES, compute=ComputeConfig(), num_languages=len(LANGUAGES),
-            most_trained=max(map(most_trained, BATCHES)),
+            most_trained=MOST,
         ),
         optim=OPTIM,
-        train=TrainConfig(**{"steps": STEPS, "batch_rows": ROWS, "log_every": 5, "tensorboard": False, **train}),
+        train=TrainConfig(steps=STEPS, batch_rows=ROWS, log_every=5, tensorboard=False),
         checkpoint=CheckpointConfig(save_every=save_every),
         seed=0,
         languages=LANGUAGES,
         plan_hash="plan",
+        most_trained_S=most_trained_S,
         meta={"model": msgspec.to_builtins(TOY)},
     )  # fmt: skip
 
@@ -85,7 +87,12 @@ def whole_run(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("loop") / "whole"
     with jax.set_mesh(mesh_of((1, 1))):
         outcome = run(run_dir)
-        assert (outcome.step, outcome.finished, outcome.resumed_from, outcome.attempt) == (STEPS, True, None, 1)
+        assert (outcome.step, outcome.finished, outcome.resumed_from, outcome.attempt) == (
+            STEPS,
+            True,
+            None,
+            1,
+        )
         return run_dir, saved_params(run_dir)
 
 
@@ -95,7 +102,9 @@ def steps_of(run_dir):
 
 def test_ten_golden_steps(whole_run):
     steps = steps_of(whole_run[0])
-    found = {name: [step[name] for step in steps] for name in ("loss", "grad_norm", "learning_rate", "weight")}
+    found = {
+        name: [step[name] for step in steps] for name in ("loss", "grad_norm", "learning_rate", "weight")
+    }
     digests = [step["digest"] for step in steps]
     if os.environ.get("POLYTUNE_WRITE_GOLDEN"):
         GOLDEN.write_text(json.dumps({**found, "digest": digests}, indent=1) + "\n", encoding="utf-8")
@@ -110,7 +119,13 @@ def test_every_step_is_written_once_with_the_rows_it_was_made_on(whole_run):
     steps = [record for record in records if record["kind"] == "step"]
     assert [step["rows"] for step in steps] == [[8 * i, 8 * i + 8] for i in range(STEPS)]
     assert [step["weight"] for step in steps] == [float(batch.loss_weight_BT.sum()) for batch in BATCHES]
-    assert [record["kind"] for record in records] == ["start", *["step"] * 5, "languages", *["step"] * 5, "languages"]
+    assert [record["kind"] for record in records] == [
+        "start",
+        *["step"] * 5,
+        "languages",
+        *["step"] * 5,
+        "languages",
+    ]
     assert records[0]["mesh"] == {"fsdp": 1, "tensor": 1}
     by_language = [record for record in records if record["kind"] == "languages"]
     for record, part in zip(by_language, (BATCHES[:5], BATCHES[5:]), strict=True):
@@ -175,7 +190,7 @@ def test_a_finished_run_is_left_as_it_is(whole_run, tmp_path, one_device):
 
 
 def test_metrics_are_written_while_the_next_step_runs(tmp_path, one_device):
-    """Taking batch k + 1 and starting on it comes before waiting for step k, save where a checkpoint is due."""
+    """Batch k + 1 is taken and started on before step k is waited for, save where a checkpoint is due."""
     events = []
 
     def batches(first_row):
@@ -183,7 +198,12 @@ def test_metrics_are_written_while_the_next_step_runs(tmp_path, one_device):
             events.append(f"take {step}")
             yield batch
 
-    run(tmp_path / "run", batches=batches, show=lambda record: events.append(f"show {record.step}"), save_every=3)
+    run(
+        tmp_path / "run",
+        batches=batches,
+        show=lambda record: events.append(f"show {record.step}"),
+        save_every=3,
+    )
     assert " ".join(events).replace("take ", "t").replace("show ", "s") == (
         "t1 t2 s1 t3 s2 s3 t4 t5 s4 t6 s5 s6 t7 t8 s7 t9 s8 s9 t10 s10"
     )
@@ -193,7 +213,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, on
     def batches(first_row):
         for step, batch in enumerate(open_batches(first_row), 1):
             weight_BT = batch.loss_weight_BT
-            yield batch._replace(loss_weight_BT=np.where((step == 4) & (weight_BT > 0), np.float32(np.inf), weight_BT))
+            yield batch._replace(
+                loss_weight_BT=np.where((step == 4) & (weight_BT > 0), np.float32(np.inf), weight_BT)
+            )
 
     with pytest.raises(NonFiniteLossError, match=r"step 4: loss nan.* rows \[24, 32\)"):
         run(tmp_path / "run", batches=batches, save_every=2)
@@ -212,10 +234,9 @@ def test_a_second_interrupt_does_not_wait():
 
 def test_a_row_with_more_trained_positions_than_planned_is_refused(tmp_path, one_device):
     """They would silently be left out of the loss."""
-    spec = make_job(tmp_path).spec
-    check_batch(BATCHES[0], spec)
+    check_batch(BATCHES[0], MOST)
     full = BATCHES[0]._replace(loss_weight_BT=np.ones_like(BATCHES[0].loss_weight_BT))
-    with pytest.raises(ValueError, match=f"a row trains 16 positions, the plan promised at most {spec.most_trained}"):
+    with pytest.raises(ValueError, match=f"a row trains 16 positions, the plan promised at most {MOST}"):
         run(tmp_path, batches=lambda _: iter([full]))
 
 
@@ -225,7 +246,25 @@ def test_a_batch_that_trains_nothing_is_refused(tmp_path, one_device):
         run(tmp_path, batches=lambda _: iter([empty]))
 
 
-@pytest.mark.parametrize(("counts", "wanted"), [([1], 8), ([8, 3], 8), ([9], 16), ([30, 31], 31), ([32], 32)])
-def test_k_is_the_largest_count_rounded_up_within_the_row(counts, wanted):
-    length = 31 if max(counts) == 31 else 32
-    assert most_trained_positions(np.array(counts), length) == wanted
+@pytest.mark.parametrize(
+    ("counts", "length", "wanted"),
+    [
+        ([3, 4, 2, 16], 16, [4, 16]),
+        ([1, 2, 5, 1, 6, 6], 16, [2, 6, 6]),
+        ([7, 0, 9, 1], 16, [8, 12]),
+        ([31, 1], 31, [31]),
+    ],
+)
+def test_k_of_a_step_is_the_least_size_that_holds_its_fullest_row(counts, length, wanted):
+    assert head_positions(np.array(counts), batch_rows=2, row_length=length) == wanted
+
+
+def test_steps_with_fewer_trained_positions_compute_fewer_logits_and_learn_the_same(tmp_path, one_device):
+    """A mixture's longest answers must not set the price of every step."""
+    tight = [-(-most_trained(batch) // 4) * 4 for batch in BATCHES]
+    assert len(set(tight)) > 1
+    losses = {}
+    for name, job in (("wide", {}), ("tight", {"most_trained_S": tight})):
+        seen = losses.setdefault(name, [])
+        run(tmp_path / name, show=lambda record, seen=seen: seen.append(record.loss), **job)
+    np.testing.assert_allclose(losses["tight"], losses["wide"], **TOLERANCE)

@@ -21,7 +21,12 @@ BATCH = lay_out(
 
 def make_facts(tokens_R=(0, 4, 6, 0), first_row=16):
     return BatchFacts(
-        first_row=first_row, rows=8, tokens=sum(tokens_R), positions=40, tokens_R=np.array(tokens_R), digest="00c0ffee"
+        first_row=first_row,
+        rows=8,
+        tokens=sum(tokens_R),
+        positions=40,
+        tokens_R=np.array(tokens_R),
+        digest="00c0ffee",
     )
 
 
@@ -38,7 +43,9 @@ def writer(tmp_path):
 
 
 def write(writer, step, metrics=None, facts=None):
-    return writer.write_step(step, metrics or make_metrics(), facts or make_facts(), learning_rate=0.25, seconds=2.0)
+    return writer.write_step(
+        step, metrics or make_metrics(), facts or make_facts(), learning_rate=0.25, seconds=2.0
+    )
 
 
 def test_facts_of_a_known_batch():
@@ -64,10 +71,20 @@ def test_a_step_is_written_as_means_over_the_whole_batch(writer, tmp_path):
     (written,) = read_metrics(tmp_path)
     assert written.pop("time") > 1.7e9
     assert written == {
-        "kind": "step", "attempt": 2, "step": 3, "loss": 2.0, "weight": 6.0, "grad_norm": 0.5, "learning_rate": 0.25,
-        "tokens": 10, "padding": 0.75, "tokens_per_s": 5.0, "target_tokens_per_s": 3.0, "rows": [16, 24],
+        "kind": "step",
+        "attempt": 2,
+        "step": 3,
+        "loss": 2.0,
+        "weight": 6.0,
+        "grad_norm": 0.5,
+        "learning_rate": 0.25,
+        "tokens": 10,
+        "padding": 0.75,
+        "tokens_per_s": 5.0,
+        "target_tokens_per_s": 3.0,
+        "rows": [16, 24],
         "digest": "00c0ffee",
-    }  # fmt: skip
+    }
 
 
 def test_languages_are_sums_over_the_interval_and_only_those_seen(writer, tmp_path):
@@ -111,7 +128,9 @@ def test_a_line_cut_by_a_kill_is_dropped_and_spoils_no_line_after_it(tmp_path, c
     """The next process appends: without care its first record would be glued to the rest of the cut one."""
     path = tmp_path / "metrics.jsonl"
     for attempt in (1, 2):
-        writer = MetricsWriter(tmp_path, attempt=attempt, languages=LANGUAGES, language_every=9, tensorboard=False)
+        writer = MetricsWriter(
+            tmp_path, attempt=attempt, languages=LANGUAGES, language_every=9, tensorboard=False
+        )
         writer.write_start(0, {"name": "é"})
         writer.write_start(attempt, {"name": "é" * 50})
         writer.close()
@@ -126,5 +145,11 @@ def test_tensorboard_gets_what_the_file_gets(tmp_path):
     writer.close()
     (events,) = (tmp_path / "tensorboard").iterdir()
     content = events.read_bytes()
-    for name in ("train/loss", "train/grad_norm", "train/learning_rate", "speed/tokens_per_s", "loss_by_language/fr"):
+    for name in (
+        "train/loss",
+        "train/grad_norm",
+        "train/learning_rate",
+        "speed/tokens_per_s",
+        "loss_by_language/fr",
+    ):
         assert name.encode() in content

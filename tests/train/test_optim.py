@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,14 +31,14 @@ TABLE = [
 
 @pytest.mark.parametrize(("steps", "fields", "wanted"), TABLE)
 def test_learning_rate_of_every_update(steps, fields, wanted):
-    """The first update moves, the peak is reached, and the last update has the final rate, not one short of it."""
+    """The first update moves, the peak is reached, and the last update has the final rate."""
     np.testing.assert_allclose(rates(steps, **fields), wanted, **TOLERANCE)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
 def test_the_rate_never_rises_after_the_warmup(kind):
     after = rates(40, lr_scheduler_type=kind, warmup_steps=7, final_lr_ratio=0.1)[6:]
-    assert all(a >= b for a, b in zip(after, after[1:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(after))
     assert after[-1] == pytest.approx(1.0 if kind == "constant" else 0.1)
 
 
@@ -61,7 +63,7 @@ def first_update(gradient, **fields):
 
 
 def test_weight_decay_moves_matrices_and_spares_norm_scales():
-    """With no gradient, decoupled decay takes rate x decay x weight: 0.1 x 0.5 x 2, from stacked scales nothing."""
+    """With no gradient, decay takes rate x decay x weight = 0.1 x 0.5 x 2; from stacked scales, nothing."""
     updates = first_update(jax.tree.map(jnp.zeros_like, PARAMS), weight_decay=0.5)
     for path, leaf in jax.tree_util.tree_leaves_with_path(updates):
         wanted = 0.0 if path[-1].key == "scale" else -0.1

@@ -8,8 +8,8 @@ from train.progress import show_progress
 
 def record(step, *, tokens=100, seconds=0.5):
     return StepRecord(
-        step=step, loss=2.0 / step, weight=1.0, grad_norm=1.0, learning_rate=0.1, tokens=tokens, padding=0.125,
-        seconds=seconds, first_row=0, rows=8, digest="",
+        step=step, loss=2.0 / step, weight=1.0, grad_norm=1.0, learning_rate=0.1, tokens=tokens,
+        padding=0.125, seconds=seconds, first_row=0, rows=8, digest="",
     )  # fmt: skip
 
 
@@ -23,7 +23,12 @@ def show_all(records, *, start, steps, every, terminal=False):
 
 def test_a_log_gets_the_first_step_every_nth_and_the_last():
     text = show_all([record(step) for step in range(1, 12)], start=0, steps=11, every=5)
-    assert [line.split("  ")[0] for line in text.splitlines()] == ["step 1/11", "step 5/11", "step 10/11", "step 11/11"]
+    assert [line.split("  ")[0] for line in text.splitlines()] == [
+        "step 1/11",
+        "step 5/11",
+        "step 10/11",
+        "step 11/11",
+    ]
 
 
 def test_speed_counts_real_tokens_and_time_left_leaves_the_compilation_out():

@@ -28,7 +28,11 @@ from train.step import StepSpec, loss_sums, mean_gradient, split_rows, train_ste
 
 BATCH = lay_out(pack_pairs(make_examples(8)))
 SPEC = StepSpec(
-    model=TOY, axes=AXES, compute=ComputeConfig(), num_languages=len(LANGUAGES), most_trained=most_trained(BATCH)
+    model=TOY,
+    axes=AXES,
+    compute=ComputeConfig(),
+    num_languages=len(LANGUAGES),
+    most_trained=most_trained(BATCH),
 )
 
 
@@ -39,9 +43,9 @@ def gradient_of():
 
 
 def test_gradient_at_masked_positions_is_exactly_zero(toy_params, one_device, monkeypatch):
-    """Through the whole loss: logits are replaced by logits + nudge, and d loss / d nudge is taken everywhere.
+    """Through the whole loss: logits become logits + nudge, and d loss / d nudge is taken everywhere.
 
-    Where nothing is trained it is zero to the bit; elsewhere it is weight x (softmax - target), as NumPy says.
+    Where nothing is trained it is zero to the bit; elsewhere it is weight x (softmax - target).
     """
     apply, params = transformer.apply, jax.tree.map(jnp.asarray, toy_params)
 
