@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -76,7 +77,7 @@ def print_plan(summary: dict[str, Any], job: TrainJob, mesh: jax.sharding.Mesh, 
 
 
 def _source_table(shares: dict[str, Share], unit: str) -> Table:
-    table = Table("source", title="sources", title_justify="left")
+    table = _new_table("source")
     _add_numbers(table, unit)
     for name, share in shares.items():
         table.add_row(Text(name), *_numbers(share))
@@ -84,16 +85,25 @@ def _source_table(shares: dict[str, Share], unit: str) -> Table:
 
 
 def _language_table(shares: dict[str, Share], unit: str) -> Table:
-    table = Table("language", "script", title="languages", title_justify="left")
+    table = _new_table("tag", "language", "script")
     _add_numbers(table, unit)
     for tag, share in shares.items():
-        table.add_row(f"{tag} {own_name(tag)}", script_of(tag), *_numbers(share))
+        table.add_row(tag, own_name(tag), script_of(tag), *_numbers(share))
+    return table
+
+
+def _new_table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=True, max_width=20)
     return table
 
 
 def _add_numbers(table: Table, unit: str) -> None:
-    for column in ("examples", "tokens", "trained", f"weight ({unit})", "planned", "epochs"):
-        table.add_column(column, justify="right")
+    table.caption = f"trained: tokens with loss; weight: share wanted, in {unit}; planned: share the rows really have"
+    table.caption_justify = "left"
+    for column in ("examples", "tokens", "trained", "weight", "planned", "epochs"):
+        table.add_column(column, justify="right", no_wrap=True, min_width=len(column))
 
 
 def _numbers(share: Share) -> list[str]:

@@ -53,7 +53,9 @@ def test_gradient_at_masked_positions_is_exactly_zero(toy_params, one_device, mo
         logits_BKV = apply(*arguments, at_BK=at_BK, **named)
         return logits_BKV + jnp.take_along_axis(nudge_BTV, at_BK[..., None], axis=1)
 
-    def total(nudge_BTV, most):
+    @functools.partial(jax.jit, static_argnums=1)
+    @jax.grad
+    def gradient(nudge_BTV, most):
         monkeypatch.setattr(transformer, "apply", functools.partial(nudged_apply, nudge_BTV=nudge_BTV))
         spec = StepSpec(
             model=TOY, axes=AXES, compute=ComputeConfig(), num_languages=len(LANGUAGES), most_trained=most
@@ -62,11 +64,12 @@ def test_gradient_at_masked_positions_is_exactly_zero(toy_params, one_device, mo
 
     at_all_BT = jnp.broadcast_to(jnp.arange(BATCH.tokens_BT.shape[1])[None], BATCH.tokens_BT.shape)
     fields = (jnp.asarray(x_BT) for x_BT in (BATCH.tokens_BT, BATCH.segments_BT, BATCH.positions_BT))
-    share_BTV = jax.nn.softmax(apply(TOY, AXES, params, *fields, at_BK=at_all_BT), axis=-1)
+    logits_BTV = jax.jit(apply, static_argnums=(0, 1))(TOY, AXES, params, *fields, at_BK=at_all_BT)
+    share_BTV = np.asarray(jax.nn.softmax(logits_BTV, axis=-1))
     wanted_BTV = (share_BTV - np.eye(TOY.vocab_size)[BATCH.targets_BT]) * BATCH.loss_weight_BT[..., None]
     is_trained_BT = BATCH.loss_weight_BT > 0
     for most in (SPEC.most_trained, BATCH.tokens_BT.shape[1]):
-        gradient_BTV = np.asarray(jax.grad(total)(jnp.zeros(share_BTV.shape), most))
+        gradient_BTV = np.asarray(gradient(jnp.zeros(share_BTV.shape), most))
         assert np.all(gradient_BTV[~is_trained_BT] == 0.0)
         assert np.all(np.any(gradient_BTV[is_trained_BT] != 0.0, axis=-1))
         np.testing.assert_allclose(gradient_BTV, wanted_BTV, **TOLERANCE)
