@@ -1,0 +1,1 @@
+"""Text to `Batch`, in NumPy: sources, languages, masks, mixing, packing, data state. Knows no jax and no model."""

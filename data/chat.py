@@ -56,9 +56,7 @@ def encode_conversation(conversation: Conversation, tokenizer: Tokenizer) -> Enc
     conversation trains nothing, or trains the model to say nothing.
     """
     if not any(turn.role == "assistant" for turn in conversation.turns):
-        raise DataError(
-            f"{_where(conversation)} has no assistant turn, so it would train nothing; add one or drop it"
-        )
+        raise DataError(f"{_where(conversation)} has no assistant turn, so it would train nothing; add one or drop it")
     ids, roles = [tokenizer.bos_id], [Role.HEADER]
     for index, turn in enumerate(conversation.turns):
         try:

@@ -51,14 +51,10 @@ class LanguageRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def __post_init__(self) -> None:
         given = [value for value in (self.field, self.constant, self.file_name) if value is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of `field`, `constant` and `file_name`; {len(given)} are given"
-            )
+            raise ValueError(f"give exactly one of `field`, `constant` and `file_name`; {len(given)} are given")
 
 
-class JsonlSource(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="jsonl"
-):
+class JsonlSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="jsonl"):
     """Rows of JSON Lines files, mapped to conversations by templates written in the recipe."""
 
     name: str
@@ -75,9 +71,7 @@ class JsonlSource(
     """At most this many rows, taken evenly over the file(s), never just the first ones."""
 
 
-class TreeSource(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="tree"
-):
+class TreeSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="tree"):
     """JSON Lines of messages that point at their parents (OASST1): the best-ranked path of each tree."""
 
     name: str
@@ -94,9 +88,7 @@ class TreeSource(
     weight: Positive = 1.0
 
 
-class CldrSource(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="cldr"
-):
+class CldrSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="cldr"):
     """Facts from Unicode CLDR asked in the language itself. Nothing is downloaded: the `babel` package has them."""
 
     name: str = "cldr"

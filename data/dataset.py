@@ -145,9 +145,7 @@ def read_dataset(directory: Path) -> Dataset:
         dataset = Dataset(**arrays, facts=facts, directory=directory)
         complete = facts.format == FORMAT and int(dataset.offsets[-1]) == len(dataset.tokens)
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(
-            f"{directory} is no complete dataset ({error}); delete it and prepare again"
-        ) from error
+        raise DataError(f"{directory} is no complete dataset ({error}); delete it and prepare again") from error
     if not complete:
         raise DataError(f"{directory} is damaged or of another format; delete it and prepare again")
     return dataset
@@ -174,9 +172,7 @@ def _encode(conversation: Conversation, tokenizer: Tokenizer) -> Encoded:
     return encoded
 
 
-def _assemble(
-    kept: list[tuple[Conversation, Encoded]], tokenizer: Tokenizer, dropped: tuple[Dropped, ...]
-) -> Dataset:
+def _assemble(kept: list[tuple[Conversation, Encoded]], tokenizer: Tokenizer, dropped: tuple[Dropped, ...]) -> Dataset:
     conversations = [conversation for conversation, _ in kept]
     languages = _table(conversation.language for conversation in conversations)
     sources = _table(conversation.source for conversation in conversations)

@@ -112,11 +112,7 @@ def _script_note(language: langcodes.Language, key: str) -> str:
     if language.script is None or "_" in key:
         return ""
     usual = langcodes.Language.get(language.language or "und").maximize().script
-    return (
-        ""
-        if language.script == usual
-        else f" ({babel.Locale('en').scripts.get(language.script, language.script)})"
-    )
+    return "" if language.script == usual else f" ({babel.Locale('en').scripts.get(language.script, language.script)})"
 
 
 def _locale(standard: str) -> babel.Locale | None:

@@ -48,17 +48,13 @@ def compile_mapping(source: JsonlSource, place: str) -> CompiledMapping:
         for index, message in enumerate(source.messages)
     )
     if not any(_answers(message) for message in messages):
-        raise DataError(
-            f"{place}.messages has no message of role assistant, so nothing would be trained; add one"
-        )
+        raise DataError(f"{place}.messages has no message of role assistant, so nothing would be trained; add one")
     where = None
     if source.where is not None:
         try:
             where = environment.compile_expression(source.where, undefined_to_none=False)
         except jinja2.TemplateSyntaxError as error:
-            raise DataError(
-                f"{place}.where is no Jinja expression: {error.message}: {source.where!r}"
-            ) from None
+            raise DataError(f"{place}.where is no Jinja expression: {error.message}: {source.where!r}") from None
     return CompiledMapping(messages, where, f"{place}.where")
 
 
@@ -96,9 +92,7 @@ def check_turn(turn: Turn, place: str) -> Turn:
         turn.content.encode("utf-8")
     except UnicodeEncodeError as error:
         found = ascii(turn.content[error.start])
-        raise DataError(
-            f"lone surrogate {found} in the {turn.role} turn ({place}), not Unicode text"
-        ) from None
+        raise DataError(f"lone surrogate {found} in the {turn.role} turn ({place}), not Unicode text") from None
     return turn
 
 
@@ -136,8 +130,7 @@ def _compile_message(
     environment: ImmutableSandboxedEnvironment, message: MessageTemplate, place: str
 ) -> CompiledMessage:
     inner = tuple(
-        _compile_message(environment, each, f"{place}.messages.{index}")
-        for index, each in enumerate(message.messages)
+        _compile_message(environment, each, f"{place}.messages.{index}") for index, each in enumerate(message.messages)
     )
     if message.content is None:
         return CompiledMessage(place, "", None, message.each, inner)
@@ -175,9 +168,7 @@ def _guard(render: Callable[[], Any], place: str, context: dict[str, Any]) -> An
     try:
         return render()
     except jinja2.UndefinedError as error:
-        raise DataError(
-            f"{place}: {error.message}; the row's fields are {', '.join(context['row'])}"
-        ) from None
+        raise DataError(f"{place}: {error.message}; the row's fields are {', '.join(context['row'])}") from None
     except DataError as error:
         raise DataError(f"{place}: {error}") from None
     except Exception as error:

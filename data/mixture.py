@@ -41,9 +41,7 @@ def cell_shares(
     a cell that trains on nothing, or weights that leave nothing.
     """
     if not cells:
-        raise DataError(
-            "the mixture has no examples; check data.sources and their `where`, `limit` and paths"
-        )
+        raise DataError("the mixture has no examples; check data.sources and their `where`, `limit` and paths")
     by_source = {cell.source: 1.0 for cell in cells} | dict(source_weights or {})
     _check_weights("weight of source", by_source)
     _check_weights("data.mixture.language_weights of", config.language_weights)

@@ -41,16 +41,12 @@ def read_phrases(language: str) -> Mapping[str, Phrasings]:
     """A language's wordings by task. Raises DataError for a language not in the book, or a broken file."""
     file = resources.files("data.phrases") / f"{language}.yaml"
     if not file.is_file():
-        raise DataError(
-            f"the phrase book has no language {language!r}; it has {', '.join(phrase_languages())}"
-        )
+        raise DataError(f"the phrase book has no language {language!r}; it has {', '.join(phrase_languages())}")
     try:
         text = file.read_text(encoding="utf-8")
         return MappingProxyType(msgspec.convert(YAML(typ="safe").load(text), dict[str, Phrasings]))
     except msgspec.ValidationError as error:
-        raise DataError(
-            f"data/phrases/{language}.yaml: {error}; compare with data/phrases/en.yaml"
-        ) from error
+        raise DataError(f"data/phrases/{language}.yaml: {error}; compare with data/phrases/en.yaml") from error
 
 
 def choose_languages(wanted: Sequence[str], *, source: str) -> tuple[str, ...]:
@@ -58,9 +54,7 @@ def choose_languages(wanted: Sequence[str], *, source: str) -> tuple[str, ...]:
 
     Raises DataError for a language that is not in the phrase book, or wanted twice.
     """
-    return choose_names(
-        [standardize(tag) for tag in wanted], phrase_languages(), what="language", source=source
-    )
+    return choose_names([standardize(tag) for tag in wanted], phrase_languages(), what="language", source=source)
 
 
 def choose_names(wanted: Sequence[str], known: Iterable[str], *, what: str, source: str) -> tuple[str, ...]:

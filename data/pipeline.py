@@ -34,9 +34,7 @@ def make_batches(
     Raises DataError at once for rows that are out of range or do not divide.
     """
     dataset, plan = source if isinstance(source, tuple) else _open(Path(source))
-    _check_rows(
-        plan, start_row=start_row, batch_rows=batch_rows, host_index=host_index, host_count=host_count
-    )
+    _check_rows(plan, start_row=start_row, batch_rows=batch_rows, host_index=host_index, host_count=host_count)
     host_rows = batch_rows // host_count
     batches = BatchSource(
         dataset=dataset,
@@ -55,9 +53,7 @@ def make_batches(
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     reads = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-    options = grain.MultiprocessingOptions(
-        num_workers=workers, per_worker_buffer_size=-(-prefetch // workers)
-    )
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=-(-prefetch // workers))
     return _iterate(indexed.to_iter_dataset(reads).mp_prefetch(options))
 
 
@@ -102,9 +98,7 @@ def row_arrays(dataset: Dataset, rows: Sequence[Sequence[int] | np.ndarray], row
     row = np.repeat(np.arange(len(rows)), counts)
     filled = np.bincount(row, weights=lengths, minlength=len(rows))
     if np.any(filled > row_length):
-        raise DataError(
-            f"a row's examples fill {int(filled.max())} positions of {row_length}; plan them again"
-        )
+        raise DataError(f"a row's examples fill {int(filled.max())} positions of {row_length}; plan them again")
     # Where each example starts among all examples laid end to end, and where its row does.
     ends = np.cumsum(lengths)
     starts = ends - lengths

@@ -118,13 +118,9 @@ def read_plan(directory: Path) -> Plan:
         row_examples = np.load(directory / "row_examples.npy", mmap_mode="r")
         whole = len(row_offsets) - 1 == summary["rows"] and int(row_offsets[-1]) == len(row_examples)
     except (OSError, ValueError, EOFError, KeyError) as error:
-        raise DataError(
-            f"{directory} is no complete plan ({error!r}); delete it and prepare again"
-        ) from error
+        raise DataError(f"{directory} is no complete plan ({error!r}); delete it and prepare again") from error
     if not whole:
-        raise DataError(
-            f"{directory} is damaged: plan.json and the rows disagree; delete it and prepare again"
-        )
+        raise DataError(f"{directory} is damaged: plan.json and the rows disagree; delete it and prepare again")
     return Plan(
         row_offsets=row_offsets,
         row_examples=row_examples,

@@ -136,9 +136,7 @@ def _build(recipe: _Recipe, fingerprint: str, *, steps: int, batch_rows: int, ru
 def _make_tokenizer(conversations: Sequence[Conversation], config: TokenizerConfig) -> Tokenizer:
     if config.path is not None:
         return load_tokenizer(config.path)
-    return train_tokenizer(
-        (turn.content for conversation in conversations for turn in conversation.turns), config
-    )
+    return train_tokenizer((turn.content for conversation in conversations for turn in conversation.turns), config)
 
 
 def _reject(conversation: Conversation, error: DataError, bad_rows: BadRows) -> None:

@@ -31,9 +31,7 @@ def check_sources(sources: tuple[Source, ...]) -> None:
     for index, source in enumerate(sources):
         place = f"data.sources.{index}"
         if source.name in places:
-            raise DataError(
-                f"{place}.name {source.name!r} is taken by {places[source.name]}; give each its own"
-            )
+            raise DataError(f"{place}.name {source.name!r} is taken by {places[source.name]}; give each its own")
         places[source.name] = place
         if isinstance(source, JsonlSource | TreeSource):
             check_language_rule(source.language, f"{place}.language")
@@ -90,9 +88,7 @@ def load_jsonl(source: JsonlSource, *, root: Path, bad_rows: BadRows, place: str
     return [conversations[index * len(conversations) // source.limit] for index in range(source.limit)]
 
 
-def _map_row(
-    row: Row, source: JsonlSource, *, mapping: CompiledMapping, bad_rows: BadRows
-) -> Conversation | None:
+def _map_row(row: Row, source: JsonlSource, *, mapping: CompiledMapping, bad_rows: BadRows) -> Conversation | None:
     language = ""
     try:
         language = find_language(source.language, row=row.fields, file_name=Path(row.file).name)
@@ -130,7 +126,5 @@ def _load_procedural(source: ProceduralSource, **_: Any) -> list[Conversation]:
 def _explain(name: str, bad_rows: BadRows) -> str:
     counts = dict(bad_rows.left_out[name])
     if bad := bad_rows.by_source().get(name):
-        counts[
-            f"bad, the first because: {next(row.reason for row in bad_rows.rows if row.source == name)}"
-        ] = bad
+        counts[f"bad, the first because: {next(row.reason for row in bad_rows.rows if row.source == name)}"] = bad
     return "; ".join(f"{count} {reason}" for reason, count in counts.items()) or "it gave none"

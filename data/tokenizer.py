@@ -62,20 +62,14 @@ class Tokenizer:
             if token < 0:
                 raise DataError(f"control token {name} has id {token}; ids start at 0")
             if token in by_id:
-                raise DataError(
-                    f"control tokens {by_id[token]} and {name} share id {token}; give each its own"
-                )
+                raise DataError(f"control tokens {by_id[token]} and {name} share id {token}; give each its own")
             if token < self._processor.get_piece_size() and not self._processor.is_control(token):
                 piece = self._processor.id_to_piece(token)
-                raise DataError(
-                    f"control token {name} has id {token}, but text can spell its piece {piece!r}"
-                )
+                raise DataError(f"control token {name} has id {token}, but text can spell its piece {piece!r}")
             by_id[token] = name
 
     def __reduce__(self):
-        return functools.partial(
-            Tokenizer, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        ), ()
+        return functools.partial(Tokenizer, **{f.name: getattr(self, f.name) for f in dataclasses.fields(self)}), ()
 
     def __hash__(self) -> int:
         return int(self.hash[:15], 16)
@@ -145,9 +139,7 @@ class Tokenizer:
 
     @functools.cached_property
     def _bytes(self) -> tuple[bytes, ...]:
-        return tuple(
-            _piece_bytes(self._processor, token) for token in range(self._processor.get_piece_size())
-        )
+        return tuple(_piece_bytes(self._processor, token) for token in range(self._processor.get_piece_size()))
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
@@ -158,9 +150,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> Tokenizer:
     """
     lines = list(_training_lines(texts))
     if not lines:
-        raise DataError(
-            "no text to train a tokenizer on: the sources gave none; check them, or set tokenizer.path"
-        )
+        raise DataError("no text to train a tokenizer on: the sources gave none; check them, or set tokenizer.path")
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -208,9 +198,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         ids = {key: stored[key] for key in ("pad_id", "bos_id", "end_id", "role_ids")}
         tokenizer = Tokenizer(model=model, **ids)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise DataError(
-            f"{path / TABLE_FILE} is damaged ({error!r}); copy the tokenizer folder again"
-        ) from None
+        raise DataError(f"{path / TABLE_FILE} is damaged ({error!r}); copy the tokenizer folder again") from None
     if tokenizer.hash != stored.get("hash"):
         raise DataError(
             f"{path}: the tokenizer's hash is {tokenizer.hash[:12]}, but {TABLE_FILE} says "
@@ -265,9 +253,7 @@ def _read_model(model: bytes) -> sentencepiece.SentencePieceProcessor:
     try:
         processor.load_from_serialized_proto(model)
     except (RuntimeError, OSError):
-        raise DataError(
-            f"{len(model)} bytes are no SentencePiece model; give the path of a `.model` file"
-        ) from None
+        raise DataError(f"{len(model)} bytes are no SentencePiece model; give the path of a `.model` file") from None
     return processor
 
 

@@ -1,0 +1,1 @@
+"""Tasks, requests, scoring, statistics and reports: programs over a checkpoint path. Imports nothing of `train`."""

@@ -26,9 +26,7 @@ def bar(
     parts = [Markup('<rect class="fill" width="{:.2f}%" height="100%"/>').format(_percent(value, scale))]
     if error:
         low, high = _percent(value - error, scale), _percent(value + error, scale)
-        parts.append(
-            Markup('<line class="error" x1="{:.2f}%" x2="{:.2f}%" y1="50%" y2="50%"/>').format(low, high)
-        )
+        parts.append(Markup('<line class="error" x1="{:.2f}%" x2="{:.2f}%" y1="50%" y2="50%"/>').format(low, high))
     parts += [_mark(mark, scale) for mark in marks if mark.value <= scale]
     return Markup('<svg class="bar {}" aria-hidden="true" focusable="false">{}</svg>').format(
         style, Markup("").join(parts)
@@ -87,10 +85,7 @@ def sparkline(values: Sequence[Number]) -> Markup:
         return Markup("")
     low, high = min(finite), max(finite)
     span, gap = (high - low) or 1.0, 96 / (len(finite) - 1)
-    points = " ".join(
-        f"{2 + i * gap:.1f},{22 - 18 * (value - low) / span:.1f}" for i, value in enumerate(finite)
-    )
+    points = " ".join(f"{2 + i * gap:.1f},{22 - 18 * (value - low) / span:.1f}" for i, value in enumerate(finite))
     return Markup(
-        '<svg class="spark" viewBox="0 0 100 24" aria-hidden="true" focusable="false">'
-        '<polyline points="{}"/></svg>'
+        '<svg class="spark" viewBox="0 0 100 24" aria-hidden="true" focusable="false"><polyline points="{}"/></svg>'
     ).format(points)

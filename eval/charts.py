@@ -198,8 +198,7 @@ def _path(line: Series, frame: _Frame) -> Markup:
 def _dots(line: Series, frame: _Frame) -> Markup:
     return Markup("").join(
         Markup(
-            '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="4.5">'
-            "<title>{} at step {:,.0f}: {}</title></circle>"
+            '<circle class="dot {}" cx="{:.1f}" cy="{:.1f}" r="4.5"><title>{} at step {:,.0f}: {}</title></circle>'
         ).format(line.style, frame.x(x), frame.y(y), line.name, x, format_number(y))
         for x, y in zip(line.xs, line.ys, strict=True)
         if math.isfinite(y)
@@ -231,13 +230,9 @@ def _hover(series: Sequence[Series], frame: _Frame) -> Markup:
     gap = (frame.width - MARGIN_LEFT - MARGIN_RIGHT) / max(1, len(xs) / every)
     cells = []
     for index in range(0, len(xs), every):
-        values = ", ".join(
-            f"{line.name} {format_number(line.ys[index])}" for line in lines if index < len(line.ys)
-        )
+        values = ", ".join(f"{line.name} {format_number(line.ys[index])}" for line in lines if index < len(line.ys))
         cells.append(
-            Markup(
-                '<rect x="{:.1f}" y="{}" width="{:.1f}" height="{}"><title>step {:,.0f}: {}</title></rect>'
-            ).format(
+            Markup('<rect x="{:.1f}" y="{}" width="{:.1f}" height="{}"><title>step {:,.0f}: {}</title></rect>').format(
                 *(frame.x(xs[index]) - gap / 2, MARGIN_TOP, gap, frame.height - MARGIN_TOP - MARGIN_BOTTOM),
                 *(xs[index], values),
             )

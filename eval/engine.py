@@ -93,9 +93,7 @@ def answer_generations(model: Model, requests: Sequence[Generate], limits: Limit
         for start in range(0, len(members), batch):
             chosen = members[start : start + batch]
             rows = [prompts[i] for i in chosen]
-            for i, ids in zip(
-                chosen, _generate_rows(model, rows, requests[chosen[0]], (batch, length)), strict=True
-            ):
+            for i, ids in zip(chosen, _generate_rows(model, rows, requests[chosen[0]], (batch, length)), strict=True):
                 answers[i] = Generated(ids, len(ids) < new, len(prompts[i]) < len(requests[i].prompt))
     return [answer for answer in answers if answer is not None]
 
@@ -161,9 +159,7 @@ def _score_batches(requests: Sequence[Score], batch_tokens: int, ways: int) -> I
             yield _fill_rows(requests, bins[start : start + batch], (batch, length, slots))
 
 
-def _fill_rows(
-    requests: Sequence[Score], bins: Sequence[Sequence[int]], shape: tuple[int, int, int]
-) -> _Rows:
+def _fill_rows(requests: Sequence[Score], bins: Sequence[Sequence[int]], shape: tuple[int, int, int]) -> _Rows:
     """The arrays of some bins.
 
     Ids (1 5 6 7) asking for 6 and 7, then (1 8) asking for 8, in a row of T = 5 with K = 4 slots:
@@ -248,6 +244,5 @@ def _place(axes: AxisRules, arrays: Sequence[np.ndarray]) -> list[Any]:
     mesh = jax.sharding.get_mesh()
     specs = (axes.spec("batch", *(None,) * (array.ndim - 1)) for array in arrays)
     return [
-        jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
-        for array, spec in zip(arrays, specs, strict=True)
+        jax.device_put(array, jax.sharding.NamedSharding(mesh, spec)) for array, spec in zip(arrays, specs, strict=True)
     ]

@@ -105,9 +105,7 @@ def _grade_text(
 def _choose(
     task: ChoiceTask, documents: Sequence[Document], tokenizer: Tokenizer, model: Model, limits: Limits
 ) -> list[Graded]:
-    requests = [
-        _ask_option(document, option, tokenizer) for document in documents for option in document.options
-    ]
+    requests = [_ask_option(document, option, tokenizer) for document in documents for option in document.options]
     answers = iter(answer_scores(model, requests, limits))
     majority = _guess("majority", documents)
     return [
@@ -152,9 +150,7 @@ def _hold_out(
         Graded(
             metrics=_measure_loss(-answer.log_likelihood, answer.tokens, document.conversation),
             baselines={
-                "uniform": _measure_loss(uniform * answer.tokens, answer.tokens, document.conversation)[
-                    "bits_per_byte"
-                ]
+                "uniform": _measure_loss(uniform * answer.tokens, answer.tokens, document.conversation)["bits_per_byte"]
             },
             arguments=[[_prompt_text(document), document.target]],
             responses=[[[answer.log_likelihood, answer.is_greedy]]],
@@ -183,8 +179,7 @@ def _guess(baseline: str, documents: Sequence[Document]) -> list[str]:
     for document in documents:
         counts[document.conversation.language][_majority_key(document)] += 1
     best = {
-        language: min(counter, key=lambda answer: (-counter[answer], answer))
-        for language, counter in counts.items()
+        language: min(counter, key=lambda answer: (-counter[answer], answer)) for language, counter in counts.items()
     }
     return [best[document.conversation.language] for document in documents]
 

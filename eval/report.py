@@ -114,11 +114,7 @@ def _page(run: RunFiles) -> dict[str, Any]:
 
 
 def _all_tags(run: RunFiles) -> set[str]:
-    tags = (
-        {cell.language for cell in run.plan.cells} | {*run.plan.dropped, *run.plan.bad_rows}
-        if run.plan
-        else set()
-    )
+    tags = {cell.language for cell in run.plan.cells} | {*run.plan.dropped, *run.plan.bad_rows} if run.plan else set()
     for record in run.languages:
         tags |= {*record.weight, *record.tokens}
     for results in run.evaluations.values():
@@ -164,9 +160,7 @@ def _tiles(
         )
     if trained:
         scripts = {names[tag].script for tag in trained}
-        tiles.append(
-            Tile(label="Languages trained", value=str(len(trained)), detail=f"in {len(scripts)} scripts")
-        )
+        tiles.append(Tile(label="Languages trained", value=str(len(trained)), detail=f"in {len(scripts)} scripts"))
     weights = [record.weight for record in last_of_each_step(run.steps) if record.weight is not None]
     if weights:
         served = f"of {format_count(sum(trained.values()))} served" if trained else ""
@@ -194,9 +188,7 @@ def _warnings(tries: Sequence[Attempt], curve: LossCurve | None, run: RunFiles) 
         if attempt.same_batch < attempt.compared
     ]
     if curve is not None and curve.not_finite:
-        notes.append(
-            f"The loss of {curve.not_finite} recorded steps is no finite number; the curve has gaps there."
-        )
+        notes.append(f"The loss of {curve.not_finite} recorded steps is no finite number; the curve has gaps there.")
     if run.samples and not run.evaluations:
         notes.append("There are sample answers without a results.json to judge them by.")
     return notes

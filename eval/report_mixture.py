@@ -82,9 +82,7 @@ def source_rows(cells: Sequence[PlanCell]) -> list[MixtureRow]:
     """The mixture by source, largest wanted share first; tokens served are not recorded by source."""
     all_tokens = sum(cell.planned_tokens for cell in cells)
     sums = {
-        source: _sum_cells(
-            [cell for cell in cells if cell.source == source], all_tokens=all_tokens, trained=None
-        )
+        source: _sum_cells([cell for cell in cells if cell.source == source], all_tokens=all_tokens, trained=None)
         for source in {cell.source for cell in cells}
     }
     return _rows(sums, {})
@@ -108,14 +106,11 @@ def _rows(sums: Mapping[str, _Sums], names: Mapping[str, Language]) -> list[Mixt
     token_scale = max([0.0, *(value for s in sums.values() for value in (s.tokens, s.trained or 0.0))])
     order = sorted(sums, key=lambda label: (-sums[label].wanted, label))
     return [
-        _row(label, sums[label], names.get(label), share_scale=share_scale, token_scale=token_scale)
-        for label in order
+        _row(label, sums[label], names.get(label), share_scale=share_scale, token_scale=token_scale) for label in order
     ]
 
 
-def _row(
-    label: str, sums: _Sums, language: Language | None, *, share_scale: Number, token_scale: Number
-) -> MixtureRow:
+def _row(label: str, sums: _Sums, language: Language | None, *, share_scale: Number, token_scale: Number) -> MixtureRow:
     served = sums.tokens if sums.trained is None else sums.trained
     return MixtureRow(
         label=label,

@@ -78,9 +78,7 @@ class TaskScores(msgspec.Struct, frozen=True, kw_only=True):
     version: str
 
 
-def task_scores(
-    results: Results, *, untrained: Results | None, names: Mapping[str, Language]
-) -> list[TaskScores]:
+def task_scores(results: Results, *, untrained: Results | None, names: Mapping[str, Language]) -> list[TaskScores]:
     """A view of each task that has scores by language; `untrained` is the evaluation of step 0, if any."""
     views = [_task(task, results, untrained=untrained, names=names) for task in results.group_subtasks]
     return [view for view in views if view is not None]
@@ -107,8 +105,7 @@ def _task(
     raw.sort(key=lambda score: (-score.value if higher else score.value, score.tag))
     worst = _worst_tags(raw)
     scores = tuple(
-        _score(entry, names[entry.tag], scale=scale, is_share=is_share, is_worst=entry.tag in worst)
-        for entry in raw
+        _score(entry, names[entry.tag], scale=scale, is_share=is_share, is_worst=entry.tag in worst) for entry in raw
     )
     given = macro_score(results, task, metric)
     macro = fmean(score.value for score in raw) if given is None else given
@@ -154,9 +151,7 @@ def _raw_scores(task: str, metric: str, results: Results, untrained: Results | N
                 value=entry[metric],
                 error=error if is_number(error) else None,
                 samples=results.n_samples.get(subtask, {}).get("effective"),
-                marks=tuple(
-                    Mark(kind=kind, value=value) for kind, value in known.items() if is_number(value)
-                ),
+                marks=tuple(Mark(kind=kind, value=value) for kind, value in known.items() if is_number(value)),
             )
         )
     return raw
@@ -183,9 +178,7 @@ def _score(raw: _Raw, language: Language, *, scale: Number, is_share: bool, is_w
         samples=raw.samples,
         marks=raw.marks,
         is_worst=is_worst,
-        bar=bars.bar(
-            raw.value, scale=scale, marks=raw.marks, error=raw.error, style="worst" if is_worst else "plain"
-        ),
+        bar=bars.bar(raw.value, scale=scale, marks=raw.marks, error=raw.error, style="worst" if is_worst else "plain"),
     )
 
 
@@ -199,23 +192,13 @@ def _baseline_texts(raw: Sequence[_Raw], *, is_share: bool) -> tuple[tuple[str, 
 
 def _asked(results: Results, task: str, metric: str) -> tuple[tuple[str, str], ...]:
     entries = {name: row.get(metric) for name, row in results.by_task.get(task, {}).items()}
-    values = {
-        name: entry["value"]
-        for name, entry in entries.items()
-        if isinstance(entry, dict) and "value" in entry
-    }
-    return tuple(
-        (name, _any_text(results, task, metric, value)) for name, value in values.items() if is_number(value)
-    )
+    values = {name: entry["value"] for name, entry in entries.items() if isinstance(entry, dict) and "value" in entry}
+    return tuple((name, _any_text(results, task, metric, value)) for name, value in values.items() if is_number(value))
 
 
 def _other_metrics(results: Results, task: str, metric: str) -> tuple[tuple[str, str], ...]:
     entry = results.groups.get(task, {})
-    others = [
-        key
-        for key in entry
-        if "," in key and "_stderr" not in key and key != metric and is_number(entry[key])
-    ]
+    others = [key for key in entry if "," in key and "_stderr" not in key and key != metric and is_number(entry[key])]
     return tuple((metric_name(key), _any_text(results, task, key, entry[key])) for key in others)
 
 
@@ -223,9 +206,7 @@ def _any_text(results: Results, task: str, metric: str, value: Number) -> str:
     return score_text(value, is_share=is_higher_better(results, task, metric) and 0 <= value <= 1)
 
 
-def _by_script(
-    scores: Sequence[Score], *, scale: Number, is_share: bool, higher: bool
-) -> tuple[ScriptScores, ...]:
+def _by_script(scores: Sequence[Score], *, scale: Number, is_share: bool, higher: bool) -> tuple[ScriptScores, ...]:
     members: dict[str, list[Score]] = {}
     for score in scores:
         members.setdefault(score.language.script, []).append(score)
@@ -263,12 +244,8 @@ def _script(
 
 def _groups(scripts: Sequence[ScriptScores], scores: Sequence[Score]) -> tuple[ScriptScores, ...]:
     """Scripts by number of languages, those with one or two languages together at the end."""
-    large = sorted(
-        (s for s in scripts if len(s.scores) >= SMALL_SCRIPT), key=lambda s: (-len(s.scores), s.script)
-    )
-    rest = tuple(
-        score for score in scores if score.language.script not in {script.script for script in large}
-    )
+    large = sorted((s for s in scripts if len(s.scores) >= SMALL_SCRIPT), key=lambda s: (-len(s.scores), s.script))
+    rest = tuple(score for score in scores if score.language.script not in {script.script for script in large})
     if not rest:
         return tuple(large)
     together = ScriptScores(

@@ -83,9 +83,7 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:
-        raise EvalError(
-            f"{path} is damaged ({error}); delete it and evaluate that checkpoint again"
-        ) from error
+        raise EvalError(f"{path} is damaged ({error}); delete it and evaluate that checkpoint again") from error
 
 
 def _describe(result: TaskResult) -> dict[str, dict[str, Any]]:
@@ -99,10 +97,7 @@ def _describe(result: TaskResult) -> dict[str, dict[str, Any]]:
     for document, graded in zip(result.documents, result.graded, strict=True):
         cut[document.conversation.language] += graded.truncated
     macro = _metric_entries(name, summary.macro, sum(cut.values()))
-    rows = {
-        subtasks[tag]: _metric_entries(subtasks[tag], each, cut[tag])
-        for tag, each in summary.by_language.items()
-    }
+    rows = {subtasks[tag]: _metric_entries(subtasks[tag], each, cut[tag]) for tag, each in summary.by_language.items()}
     scores = {language: each[primary].value for language, each in summary.by_language.items()}
     return {
         "results": {name: macro, **rows},
@@ -123,12 +118,8 @@ def _describe(result: TaskResult) -> dict[str, dict[str, Any]]:
                 for tag, each in baselines.by_language.items()
             },
         },
-        "macro": {
-            name: {metric: _estimate_entry(value, len(subtasks)) for metric, value in summary.macro.items()}
-        },
-        "worst_languages": {
-            name: [list(item) for item in find_worst(scores, higher_is_better=higher_is_better)]
-        },
+        "macro": {name: {metric: _estimate_entry(value, len(subtasks)) for metric, value in summary.macro.items()}},
+        "worst_languages": {name: [list(item) for item in find_worst(scores, higher_is_better=higher_is_better)]},
         "by_task": _describe_by_task(result, primary),
     }
 

@@ -51,12 +51,8 @@ def run_eval(config: EvalConfig, *, console: Console | None = None) -> dict[str,
     with jax.set_mesh(make_mesh(config.mesh)):
         model = load_model(checkpoint, meta, config)
         for task, chosen in zip(tasks, documents, strict=True):
-            results.append(
-                _run_task(task, chosen, tokenizer=tokenizer, model=model, limits=limits, console=console)
-            )
-    built = build_results(
-        results, _list_facts(config, checkpoint, meta, limits, time.perf_counter() - started)
-    )
+            results.append(_run_task(task, chosen, tokenizer=tokenizer, model=model, limits=limits, console=console))
+    built = build_results(results, _list_facts(config, checkpoint, meta, limits, time.perf_counter() - started))
     folder = Path(config.output) if config.output else checkpoint.run_dir / "eval" / str(checkpoint.step)
     write_results(folder, built, results)
     untrained = read_results(checkpoint.run_dir / "eval" / "0") if checkpoint.step else None
@@ -153,9 +149,7 @@ def _run_task(
     started = time.perf_counter()
     graded = grade_task(task, documents, tokenizer=tokenizer, model=model, limits=limits)
     if not all(math.isfinite(ratio.numerator) for each in graded for ratio in each.metrics.values()):
-        raise EvalError(
-            f"task {task.name}: the model's likelihoods are not finite; the checkpoint's training diverged"
-        )
+        raise EvalError(f"task {task.name}: the model's likelihoods are not finite; the checkpoint's training diverged")
     seconds = time.perf_counter() - started
     counts = f"{len(documents)} documents, {len(original)} languages"
     console.print(f"{task.name}: {counts}, {seconds:.1f} s", highlight=False)

@@ -215,10 +215,6 @@ def _of_kind(kind: str, shape: type[T], records: list[dict[str, Any]], problems:
 
 
 def _read_evaluations(folder: Path, problems: list[str]) -> dict[int, Results]:
-    steps = (
-        sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal())
-        if folder.is_dir()
-        else []
-    )
+    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal()) if folder.is_dir() else []
     found = {step: _read_json(folder / str(step) / "results.json", Results, problems) for step in steps}
     return {step: results for step, results in found.items() if results is not None}

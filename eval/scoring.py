@@ -64,9 +64,7 @@ def extract_number(text: str) -> Decimal | None:
     return -value if last[1] and not _joins(ascii_text[: last.start()][-1:]) else value
 
 
-def choose_options(
-    log_likelihoods: Sequence[float], options: Sequence[str], token_counts: Sequence[int]
-) -> Choice:
+def choose_options(log_likelihoods: Sequence[float], options: Sequence[str], token_counts: Sequence[int]) -> Choice:
     """The index of the likeliest option under each normalisation; of equals the first.
 
     Source: the `acc`, `acc_norm` and `acc_bytes` of lm-evaluation-harness; `acc_norm` counts code points.
@@ -77,9 +75,7 @@ def choose_options(
         [len(option.encode()) for option in options],
         token_counts,
     )
-    return Choice(
-        *(_first_best([ll / n for ll, n in zip(log_likelihoods, each, strict=True)]) for each in lengths)
-    )
+    return Choice(*(_first_best([ll / n for ll, n in zip(log_likelihoods, each, strict=True)]) for each in lengths))
 
 
 def _first_best(scores: Sequence[float]) -> int:
@@ -105,9 +101,7 @@ def _read_number(digits: str) -> Decimal:
         return Decimal(_MARK.sub("", digits))
     whole, last_group = _MARK.sub(" ", digits).rpartition(" ")[::2]
     mark = digits[len(whole) : len(whole) + 1]
-    is_whole = whole.isdigit() or (
-        _GROUPED.fullmatch(digits[: len(whole)]) and mark not in digits[: len(whole)]
-    )
+    is_whole = whole.isdigit() or (_GROUPED.fullmatch(digits[: len(whole)]) and mark not in digits[: len(whole)])
     if mark in (".", ",") and is_whole:
         return Decimal(whole.replace(" ", "") + "." + last_group)
     return Decimal(last_group)

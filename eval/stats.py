@@ -39,17 +39,11 @@ def macro_average(estimates: Iterable[Estimate]) -> Estimate:
     """The mean of the values, every one counting the same, with the error of a mean of independent ones."""
     items = list(estimates)
     errors = [item.stderr for item in items if item.stderr is not None]
-    stderr = (
-        math.sqrt(math.fsum(error**2 for error in errors)) / len(items) if len(errors) == len(items) else None
-    )
-    return Estimate(
-        math.fsum(item.value for item in items) / len(items), stderr, sum(item.n for item in items)
-    )
+    stderr = math.sqrt(math.fsum(error**2 for error in errors)) / len(items) if len(errors) == len(items) else None
+    return Estimate(math.fsum(item.value for item in items) / len(items), stderr, sum(item.n for item in items))
 
 
-def find_worst(
-    scores: Mapping[str, float], *, higher_is_better: bool, count: int = 5
-) -> list[tuple[str, float]]:
+def find_worst(scores: Mapping[str, float], *, higher_is_better: bool, count: int = 5) -> list[tuple[str, float]]:
     """The `count` languages with the worst scores, worst first, equal ones by name."""
     sign = 1 if higher_is_better else -1
     return sorted(scores.items(), key=lambda item: (sign * item[1], item[0]))[:count]

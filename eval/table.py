@@ -16,9 +16,7 @@ MOST_ROWS = 48
 WIDEST_NAME = 20
 
 
-def draw_table(
-    built: Mapping[str, Any], task: str, *, untrained: Mapping[str, Any] | None = None
-) -> RenderableType:
+def draw_table(built: Mapping[str, Any], task: str, *, untrained: Mapping[str, Any] | None = None) -> RenderableType:
     """One task: macro average, then languages from worst to best, beside baselines and the untrained model.
 
     `untrained` is the results.json of step 0; its scores show where it asked as many documents of this task.
@@ -69,9 +67,7 @@ def _pick_rows(built: Mapping[str, Any], task: str, metric: str) -> Iterator[str
     yield from keys[-MOST_ROWS // 2 :]
 
 
-def _untrained_score(
-    built: Mapping[str, Any], untrained: Mapping[str, Any], key: str, metric: str
-) -> float | str:
+def _untrained_score(built: Mapping[str, Any], untrained: Mapping[str, Any], key: str, metric: str) -> float | str:
     """Step 0's score if it comes from the same version of the task and as many documents, else a dash."""
     same_version = untrained["versions"].get(key) == built["versions"][key]
     row = untrained["results"].get(key, {})
@@ -92,9 +88,7 @@ def _notes(built: Mapping[str, Any], task: str) -> Iterator[Text]:
     yield Text("macro averages: " + ", ".join(f"{name} {_format(entry['value'])}" for name, entry in others))
     truncated = built["results"][task]["truncated"]
     if truncated:
-        yield Text(
-            f"{truncated} prompts were longer than max_length and lost their left part", style="yellow"
-        )
+        yield Text(f"{truncated} prompts were longer than max_length and lost their left part", style="yellow")
 
 
 def _format(value: float | str) -> str:

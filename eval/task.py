@@ -46,9 +46,7 @@ class GenerateTask(
     """`majority`: the language's most frequent reference; `ignore_rule`: the prompt's string, unchanged."""
 
 
-class ChoiceTask(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="choice"
-):
+class ChoiceTask(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="kind", tag="choice"):
     """The likeliest of some options as the assistant's answer; the reference is one of them."""
 
     name: str
@@ -100,9 +98,7 @@ def load_task(name_or_path: str) -> TaskConfig:
     if name_or_path.endswith((".yaml", ".yml")):
         path = Path(name_or_path)
         if not path.is_file():
-            raise EvalError(
-                f"task file {path} does not exist; give its path, or one of {', '.join(list_tasks())}"
-            )
+            raise EvalError(f"task file {path} does not exist; give its path, or one of {', '.join(list_tasks())}")
         return decode_task(path.read_text(encoding="utf-8"), origin=str(path))
     if name_or_path not in list_tasks():
         near = difflib.get_close_matches(name_or_path, list_tasks(), n=1)
@@ -173,9 +169,7 @@ def _load_documents(source: Source, options: Sequence[str], root: Path) -> list[
     if not options:
         return [Document(conversation) for conversation in conversations]
     if isinstance(source, JsonlSource):
-        rendered = [
-            [c.turns[-1].content for c in _load(_with_answer(source, option), root)] for option in options
-        ]
+        rendered = [[c.turns[-1].content for c in _load(_with_answer(source, option), root)] for option in options]
     else:
         rendered = [[option] * len(conversations) for option in options]
     return [

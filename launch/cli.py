@@ -99,9 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a shipped recipe's name or a YAML file")
-    parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="fields to change, e.g. train.steps=100"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="fields to change, e.g. train.steps=100")
 
 
 # Imports live in the verbs: `polytune --help` answers at once, and `env` works where half of the packages do not.
@@ -117,9 +115,7 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     from launch.recipe import load_recipe
     from launch.train import run_train
 
-    return run_train(
-        load_recipe(options.recipe, options.overrides), recipe_name=options.recipe, console=console
-    )
+    return run_train(load_recipe(options.recipe, options.overrides), recipe_name=options.recipe, console=console)
 
 
 def _eval(options: argparse.Namespace, console: Console) -> int:

@@ -52,17 +52,15 @@ def run_demo(overrides: Sequence[str], *, console: Console) -> int:
     began = time.monotonic()
     _clear_old_demo(run_dir, console)
     _headline(console, "1/5  train on facts and procedures in many languages, and be killed half-way")
-    kill_step = random.Random(recipe.run.seed).randint(
-        recipe.train.steps * 2 // 5, recipe.train.steps * 3 // 5
-    )
+    kill_step = random.Random(recipe.run.seed).randint(recipe.train.steps * 2 // 5, recipe.train.steps * 3 // 5)
     _train_and_kill(overrides, run_dir, kill_step, console)
     _headline(console, "2/5  the same command again")
     _run_polytune(["train", "demo", *overrides])
     audit = audit_resume(read_metrics(run_dir), steps=recipe.train.steps, batch_rows=recipe.train.batch_rows)
     console.print(
-        f"killed after step {audit.killed_after}, resumed from step {audit.resumed_from}: the {audit.repeated} steps in between "
-        f"were made again on the same batches (equal digests), and all {audit.steps * recipe.train.batch_rows:,} rows of "
-        f"{audit.steps} steps were seen once each, in order",
+        f"killed after step {audit.killed_after}, resumed from step {audit.resumed_from}: the {audit.repeated} steps "
+        "in between were made again on the same batches (equal digests), and the run as it now stands saw all "
+        f"{audit.steps * recipe.train.batch_rows:,} rows of its {audit.steps:,} steps once each, in order",
         highlight=False,
     )
     _headline(console, "3/5  evaluate in another process, on another mesh (2 simulated devices)")
@@ -165,7 +163,8 @@ def _train_and_kill(overrides: Sequence[str], run_dir: Path, kill_step: int, con
     if code != -signal.SIGKILL:
         raise DemoError(f"training ended by itself with exit code {code} before step {kill_step}")
     console.print(
-        f"\n[bold red]SIGKILL[/] at step {_last_step(run_dir)}; the newest complete checkpoint is step {newest_step(run_dir)}",
+        f"\n[bold red]SIGKILL[/] at step {_last_step(run_dir)}; "
+        f"the newest complete checkpoint is step {newest_step(run_dir)}",
         highlight=False,
     )
 

@@ -62,11 +62,7 @@ def describe_environment() -> str:
         "processes": f"{jax.process_count()}",
         "source": f"{git['commit']}{' with changes' if git['dirty'] else ''}" if git else "installed package",
         **library_versions(),
-        **{
-            name: value
-            for name, value in sorted(os.environ.items())
-            if name.startswith(("JAX_", "XLA_", "POLYTUNE_"))
-        },
+        **{name: value for name, value in sorted(os.environ.items()) if name.startswith(("JAX_", "XLA_", "POLYTUNE_"))},
     }
     width = max(map(len, lines))
     return (

@@ -55,23 +55,23 @@ def print_plan(summary: dict[str, Any], job: TrainJob, mesh: jax.sharding.Mesh, 
     shown = sorted(languages, key=lambda tag: -languages[tag].planned_examples)
     console.print(_language_table({tag: languages[tag] for tag in shown[:MOST_ROWS]}, unit))
     if len(shown) > MOST_ROWS:
-        console.print(
-            f"... and {len(shown) - MOST_ROWS} languages with smaller shares, all in plan/plan.json"
-        )
+        console.print(f"... and {len(shown) - MOST_ROWS} languages with smaller shares, all in plan/plan.json")
     scripts = {script_of(tag) for tag in shown}
+    examples = sum(share.examples for share in languages.values())
     tokens = sum(share.tokens for share in languages.values())
     console.print(
-        f"[bold]{len(shown)} languages[/], {len(scripts)} scripts, {sum(s.examples for s in languages.values()):,} examples, "
+        f"[bold]{len(shown)} languages[/], {len(scripts)} scripts, {examples:,} examples, "
         f"{tokens:,} tokens; {summary['rows']:,} rows of {summary['row_length']} planned, "
         f"{summary['padding']:.1%} padding; dropped as overlong: {_counts(summary['dropped'])}; "
         f"bad rows skipped: {_counts(summary['bad_rows'])}",
         highlight=False,
     )
+    mean_k = sum(job.most_trained_S) / len(job.most_trained_S)
     console.print(
-        f"mesh {dict(mesh.shape)} on {mesh.devices.size} {mesh.devices.flat[0].platform} device(s); compute {job.spec.compute.dtype}, "
-        f"parameters float32; attention: dot product, masked by segment; loss: logits at trained positions only "
-        f"({job.spec.most_trained} of {summary['row_length']} a row); remat {job.spec.compute.remat}; "
-        f"microbatches {job.spec.microbatches}",
+        f"mesh {dict(mesh.shape)} on {mesh.devices.size} {mesh.devices.flat[0].platform} device(s); "
+        f"compute {job.spec.compute.dtype}, parameters float32; attention: dot product, masked by segment; "
+        f"loss: logits at trained positions only (on average {mean_k:.0f} of {summary['row_length']} a row); "
+        f"remat {job.spec.compute.remat}; microbatches {job.spec.microbatches}",
         highlight=False,
     )
 

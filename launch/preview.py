@@ -4,7 +4,6 @@ import tempfile
 from itertools import groupby
 from pathlib import Path
 
-import msgspec
 import numpy as np
 from rich.console import Console
 from rich.text import Text
@@ -28,7 +27,7 @@ TRAINED = "bold green"
 
 
 def run_preview(recipe: Recipe, *, rows: int, language: str | None, console: Console) -> int:
-    """Prints packed rows (those holding `language`, if given) and totals of trained tokens; touches no run directory."""
+    """Prints packed rows (those with `language`, if given) and totals of trained tokens; touches no run directory."""
     with tempfile.TemporaryDirectory() as scratch:
         prepared = prepare(
             recipe.data, recipe.tokenizer, steps=recipe.train.steps, batch_rows=recipe.train.batch_rows,
@@ -98,9 +97,7 @@ def _decode_span(ids: list[int], tokenizer: Tokenizer) -> str:
     parts = []
     for is_control, group in groupby(ids, key=tokenizer.is_control):
         group = list(group)
-        parts.append(
-            "".join(_show_control(t, tokenizer) for t in group) if is_control else tokenizer.decode(group)
-        )
+        parts.append("".join(_show_control(t, tokenizer) for t in group) if is_control else tokenizer.decode(group))
     return "".join(parts)
 
 
@@ -115,12 +112,11 @@ def _print_totals(prepared: Prepared, console: Console) -> None:
     console.rule("trained / all tokens by language")
     console.print(
         "  ".join(
-            f"{tag} {s.target_tokens:,}/{s.tokens:,} ({s.target_tokens / s.tokens:.0%})"
-            for tag, s in shares.items()
+            f"{tag} {s.target_tokens:,}/{s.tokens:,} ({s.target_tokens / s.tokens:.0%})" for tag, s in shares.items()
         ),
         highlight=False,
     )
-    facts = msgspec.structs.asdict(prepared.dataset.facts)
+    facts = prepared.dataset.facts
     console.print(
-        f"plan {prepared.plan.hash[:12]}  tokenizer {facts['tokenizer_hash'][:12]}  template {facts['template_hash'][:12]}"
+        f"plan {prepared.plan.hash[:12]}  tokenizer {facts.tokenizer_hash[:12]}  template {facts.template_hash[:12]}"
     )

@@ -6,7 +6,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def decode_recipe(tree: dict[str, Any], name: str) -> Recipe:
-    """The typed recipe of a tree of plain values. Raises RecipeError with path, value, what was expected, nearest name."""
+    """The typed recipe of a tree of plain values; RecipeError names path, value, what was expected, nearest name."""
     _check_finite(tree, name)
     try:
         return msgspec.convert(tree, Recipe)
@@ -54,10 +54,8 @@ def recipe_tree(recipe: Recipe) -> dict[str, Any]:
 
 def write_recipe(recipe: Recipe, path: Path) -> None:
     """Writes the resolved recipe as YAML, in one rename: a kill leaves the old file or the new one, never a part."""
-    stream = io.StringIO()
-    _yaml().dump(recipe_tree(recipe), stream)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(stream.getvalue(), encoding="utf-8")
+    temporary.write_text(_dump_yaml(recipe_tree(recipe)), encoding="utf-8")
     os.replace(temporary, path)
 
 
@@ -70,18 +68,16 @@ def check_same_run(recipe: Recipe, run_dir: Path) -> None:
     here = _flatten(recipe_tree(recipe))
     differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
     differing = [
-        key
-        for key in differing
-        if not any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)
+        key for key in differing if not any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)
     ]
     if differing:
         shown = "; ".join(
-            f"{key}: {there.get(key, '(absent)')!r} there, {here.get(key, '(absent)')!r} here"
-            for key in differing[:5]
+            f"{key}: {there.get(key, '(absent)')!r} there, {here.get(key, '(absent)')!r} here" for key in differing[:5]
         )
         more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
         raise RecipeError(
-            f"{run_dir} holds another recipe's run: {shown}{more}. Use another run.dir, or give the values it was started with"
+            f"{run_dir} holds another recipe's run: {shown}{more}. "
+            "Use another run.dir, or give the values it was started with"
         )
 
 
@@ -92,9 +88,7 @@ def _recipe_text(name: str) -> str:
     if path.suffix not in (".yaml", ".yml") or not path.is_file():
         near = difflib.get_close_matches(name, shipped_recipes(), n=1, cutoff=0.4)
         hint = f"; did you mean {near[0]}?" if near else "."
-        raise RecipeError(
-            f"no recipe {name!r}{hint} Give a .yaml file or one of: {', '.join(shipped_recipes())}"
-        )
+        raise RecipeError(f"no recipe {name!r}{hint} Give a .yaml file or one of: {', '.join(shipped_recipes())}")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -105,9 +99,27 @@ def _yaml() -> YAML:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[attr-defined]
-    yaml.allow_unicode = True
     yaml.width = 120
     return yaml
+
+
+def _dump_yaml(tree: Any) -> str:
+    yaml, stream = _yaml(), io.StringIO()
+    # Unicode's own line ends come back as spaces unless they are escaped, and then everything else is too.
+    yaml.allow_unicode = not any(re.search("[\x85\u2028\u2029]", text) for text in _strings(tree))
+    yaml.dump(tree, stream)
+    return stream.getvalue()
+
+
+def _strings(tree: Any) -> Iterator[str]:
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from (*_strings(key), *_strings(value))
+    elif isinstance(tree, list | tuple):
+        for item in tree:
+            yield from _strings(item)
 
 
 def _parse_yaml(text: str, name: str) -> Any:
@@ -205,14 +217,13 @@ def _types_at(steps: Sequence[str | int], tree: Any) -> list[msgspec.inspect.Typ
 
 def _narrow(types: list[msgspec.inspect.Type], value: Any) -> list[msgspec.inspect.Type]:
     flat = [
-        member
-        for kind in types
-        for member in (kind.types if isinstance(kind, msgspec.inspect.UnionType) else [kind])
+        member for kind in types for member in (kind.types if isinstance(kind, msgspec.inspect.UnionType) else [kind])
     ]
-    tagged: list[msgspec.inspect.Type] = [
-        kind for kind in flat
-        if isinstance(kind, msgspec.inspect.StructType) and kind.tag and isinstance(value, dict) and value.get(kind.tag_field) == kind.tag
-    ]  # fmt: skip
+    given = value if isinstance(value, dict) else {}
+    tagged: list[msgspec.inspect.Type] = []
+    for kind in flat:
+        if isinstance(kind, msgspec.inspect.StructType) and kind.tag and given.get(kind.tag_field) == kind.tag:
+            tagged.append(kind)
     return tagged or flat
 
 

@@ -52,18 +52,17 @@ def run_train(recipe: Recipe, *, recipe_name: str, console: Console) -> int:
     if outcome.finished:
         console.print(f"[bold green]finished[/] {outcome.step} steps in {run_dir}")
         return 0
-    console.print(
-        f"[bold yellow]stopped[/] by a signal; step {outcome.step} is saved. Run the same command to go on"
-    )
+    console.print(f"[bold yellow]stopped[/] by a signal; step {outcome.step} is saved. Run the same command to go on")
     return EXIT_STOPPED
 
 
 def check_sizes(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:
     """Raises ValueError, before any data is read, for sizes the mesh does not divide."""
     axes = AxisRules()
+    rows = recipe.train.batch_rows // recipe.train.microbatches
     check_divisible(
         {
-            "rows per microbatch (train.batch_rows / train.microbatches)": (recipe.train.batch_rows // recipe.train.microbatches, axes.batch),
+            "rows per microbatch (train.batch_rows / train.microbatches)": (rows, axes.batch),
             "model.dim": (recipe.model.dim, axes.embed),
             "model.num_kv_heads": (recipe.model.num_kv_heads, axes.heads),
             "model.mlp_dim": (recipe.model.mlp_dim, axes.mlp),
@@ -86,9 +85,7 @@ def make_job(recipe: Recipe, prepared: Prepared) -> TrainJob:
     """Everything the loop needs, decided before the first step."""
     model_config = resolve_model(recipe, prepared.tokenizer.vocab_size)
     axes = AxisRules()
-    check_divisible(
-        {"vocabulary (model.vocab_size)": (model_config.vocab_size, axes.vocab)}, jax.sharding.get_mesh()
-    )
+    check_divisible({"vocabulary (model.vocab_size)": (model_config.vocab_size, axes.vocab)}, jax.sharding.get_mesh())
     plan = prepared.plan
     most_trained_S = head_positions(
         trained_per_row(prepared.dataset, plan), batch_rows=recipe.train.batch_rows, row_length=plan.row_length
@@ -125,9 +122,7 @@ def make_job(recipe: Recipe, prepared: Prepared) -> TrainJob:
     )
 
 
-def write_run_card(
-    recipe: Recipe, prepared: Prepared, job: TrainJob, outcome: Outcome, recipe_name: str
-) -> None:
+def write_run_card(recipe: Recipe, prepared: Prepared, job: TrainJob, outcome: Outcome, recipe_name: str) -> None:
     """Writes `run_card.json`: what this run was, for reports, exports and comparisons."""
     abstract = transformer.abstract(job.spec.model, job.spec.axes)
     records = read_metrics(job.run_dir)
@@ -168,14 +163,10 @@ def _train(recipe: Recipe, prepared: Prepared, job: TrainJob, console: Console) 
 
     def on_start(outcome: Outcome) -> None:
         for path in outcome.set_aside:
-            console.print(
-                f"[bold yellow]half written[/] checkpoint {path.name} set aside in {path}", soft_wrap=True
-            )
+            console.print(f"[bold yellow]half written[/] checkpoint {path.name} set aside in {path}", soft_wrap=True)
         if outcome.resumed_from is not None:
             row = outcome.resumed_from * recipe.train.batch_rows
-            console.print(
-                f"[bold]resumed[/] from checkpoint {outcome.resumed_from}; the next global row is {row}"
-            )
+            console.print(f"[bold]resumed[/] from checkpoint {outcome.resumed_from}; the next global row is {row}")
 
     with show_progress(
         start=newest_step(job.run_dir) or 0, steps=job.train.steps, every=job.train.log_every, console=console

@@ -43,9 +43,7 @@ def attend(
     heads_spec = PartitionSpec(rows, head_axis, None, None, None)
     # Heads before positions: both products are plain batched ones, and only q, k, v and the output are transposed,
     # never the T by S scores. Positions last in k and v: then neither are their gradients.
-    q_BTKGH = (q_BTNH * width**-0.5).reshape(
-        batch, length, kv_heads, heads // kv_heads, width, out_sharding=group_spec
-    )
+    q_BTKGH = (q_BTNH * width**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, width, out_sharding=group_spec)
     q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4)
     k_BKHS, v_BKHS = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 3, 1)
     scores_BKGTS = contract("BKGTH,BKHS->BKGTS", q_BKGTH, k_BKHS, out_spec=heads_spec, dtype=jnp.float32)

@@ -81,7 +81,8 @@ def find_checkpoint(path: str | Path) -> CheckpointPath:
         return CheckpointPath(run_dir=path.parent.parent, step=int(path.name), path=path)
     if not path.is_dir():
         raise CheckpointError(
-            f"{path} does not exist; give a run directory or RUN/checkpoints/STEP (known here: {_others(path.parent.parent)})"
+            f"{path} does not exist; give a run directory or RUN/checkpoints/STEP "
+            f"(known here: {_others(path.parent.parent)})"
         )
     steps, incomplete = list_steps(path)
     if not steps:
@@ -90,9 +91,7 @@ def find_checkpoint(path: str | Path) -> CheckpointPath:
             if incomplete
             else "no checkpoints/ with a finished step"
         )
-        raise CheckpointError(
-            f"{path} holds no complete checkpoint ({found}); train first, or give another directory"
-        )
+        raise CheckpointError(f"{path} holds no complete checkpoint ({found}); train first, or give another directory")
     return CheckpointPath(run_dir=path, step=steps[-1], path=path / "checkpoints" / str(steps[-1]))
 
 
@@ -125,7 +124,9 @@ def load_items(step_dir: Path, targets: dict[str, Any]) -> dict[str, Any]:
             if target is not None and item in ("params", "opt_state"):
                 _check_shapes(step_dir, item, target)
         try:
-            return ocp.load_checkpointables(str(step_dir.resolve()), {item: _place(target) for item, target in targets.items()})
+            return ocp.load_checkpointables(
+                str(step_dir.resolve()), {item: _place(target) for item, target in targets.items()}
+            )
         except Exception as error:
             raise CheckpointError(
                 f"{step_dir} cannot be read ({type(error).__name__}: {str(error)[:300]}); it is damaged: "
@@ -169,9 +170,7 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
 
 
 def _path_name(path: tuple[Any, ...]) -> str:
-    return ".".join(
-        str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path
-    )
+    return ".".join(str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", part)))) for part in path)
 
 
 def _others(run_dir: Path, *, but: str = "") -> list[int]:

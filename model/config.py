@@ -37,9 +37,7 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 f"use one of {_divisors(self.num_heads)} for num_kv_heads"
             )
         if self.head_dim % 2:
-            raise ValueError(
-                f"head_dim={self.head_dim} is odd; rotary embedding needs pairs: use {self.head_dim + 1}"
-            )
+            raise ValueError(f"head_dim={self.head_dim} is odd; rotary embedding needs pairs: use {self.head_dim + 1}")
 
 
 class ComputeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

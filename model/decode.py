@@ -70,9 +70,7 @@ def generate(
         kept_B1 = jnp.where(done_B[:, None], 0, state.last_B1)
         tokens_BN = jax.lax.dynamic_update_slice_in_dim(state.tokens_BN, kept_B1, state.step, axis=1)
         positions_B1 = (lengths_B + state.step)[:, None]
-        logits_B1V, cache = apply_cached(
-            cfg, axes, params, kept_B1, positions_B1, state.cache, compute=compute
-        )
+        logits_B1V, cache = apply_cached(cfg, axes, params, kept_B1, positions_B1, state.cache, compute=compute)
         return _State(
             step=state.step + 1,
             last_B1=choose(logits_B1V, jax.random.fold_in(state.key, state.step + 1)),
@@ -87,9 +85,7 @@ def generate(
     return final.tokens_BN, final.lengths_B
 
 
-def _choose(
-    logits_B1V: Array, key: Array, *, sample: bool, temperature: float | Array, axes: AxisRules
-) -> Array:
+def _choose(logits_B1V: Array, key: Array, *, sample: bool, temperature: float | Array, axes: AxisRules) -> Array:
     """The next token of each row: the most likely one, or a draw from the tempered distribution."""
     logits_B1V = jax.sharding.reshard(logits_B1V, axes.spec("batch", None, None))
     if not sample:

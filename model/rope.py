@@ -4,9 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 
-def rotary_angles(
-    positions_BT: Int[Array, "B T"], *, head_dim: int, base: float
-) -> Float[Array, "B T {head_dim//2}"]:
+def rotary_angles(positions_BT: Int[Array, "B T"], *, head_dim: int, base: float) -> Float[Array, "B T {head_dim//2}"]:
     """Angle of each position and frequency, in radians, float32."""
     frequency = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     return positions_BT.astype(jnp.float32)[:, :, None] * frequency[None, None, :]

@@ -172,9 +172,7 @@ def apply(
     multilingual model, and most positions of instruction data are never trained.
     """
     module = Transformer(cfg, axes, compute)
-    logits_BTV, _ = module.apply(
-        {"params": params}, tokens_BT, positions_BT, packed_mask(segments_BT), None, at_BK
-    )
+    logits_BTV, _ = module.apply({"params": params}, tokens_BT, positions_BT, packed_mask(segments_BT), None, at_BK)
     return logits_BTV
 
 
@@ -196,9 +194,7 @@ def apply_cached(
     return logits_BTV, KVCache(*cast(tuple[Array, Array], written))
 
 
-def empty_cache(
-    cfg: ModelConfig, axes: AxisRules, *, batch: int, slots: int, compute: ComputeConfig
-) -> KVCache:
+def empty_cache(cfg: ModelConfig, axes: AxisRules, *, batch: int, slots: int, compute: ComputeConfig) -> KVCache:
     """A cache of zeros for `batch` sequences of at most `slots` tokens, prompt included."""
     shape = (cfg.num_layers, batch, slots, cfg.num_kv_heads, cfg.head_dim)
     spec = axes.spec(None, "batch", None, "heads", None)

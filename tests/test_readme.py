@@ -17,7 +17,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 def commands(text: str) -> list[str]:
     """Lines of indented or fenced code that start with a command of ours, comments cut off, continuations joined."""
     joined = re.sub(r"\\\n\s*", "", text)
-    found = re.findall(r"^(?: {4}|\$ )?(?:\$ )?((?:make|polytune) [^\n]*)$", joined, re.MULTILINE)
+    found = re.findall(r"^(?: {4}|\$ )((?:make|polytune) [^\n]*)$", joined, re.MULTILINE)
     return [re.split(r"\s{2,}#|\s#\s", line)[0].strip() for line in found]
 
 
@@ -32,7 +32,8 @@ def test_the_readme_opens_with_the_two_commands():
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_every_make_command_in_the_documents_is_a_target(path):
-    used = {word for line in commands(path.read_text("utf-8")) if line.startswith("make ") for word in line.split()[1:] if "=" not in word}
+    lines = [line for line in commands(path.read_text("utf-8")) if line.startswith("make ")]
+    used = {word for line in lines for word in line.split()[1:] if "=" not in word}
     assert used <= make_targets()
 
 

@@ -30,7 +30,11 @@ def trained_on_eight(tmp_path_factory):
 def evaluate(run_dir, *, devices: int, output) -> dict:
     arguments = [str(run_dir), "--tasks", "facts,heldout", "--output", str(output)]
     done = subprocess.run(
-        [sys.executable, "-c", EVALUATE, *arguments], env=environment(devices), capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", EVALUATE, *arguments],
+        env=environment(devices),
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "imported: []" in done.stdout

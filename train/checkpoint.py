@@ -54,9 +54,7 @@ class Saver:
 
     def is_due(self, step: int, *, last: int) -> bool:
         """True if a state of this step should be saved by interval, as the first or as the last one."""
-        return step == last or (
-            step % self._config.save_every == 0 and (step > 0 or self._config.keep_initial)
-        )
+        return step == last or (step % self._config.save_every == 0 and (step > 0 or self._config.keep_initial))
 
     def save(self, state: TrainState, *, step: int, next_row: int) -> None:
         """Starts saving; returns once the state has been copied, so that it may be donated. Waits for a save before it.
@@ -74,9 +72,7 @@ class Saver:
         except Exception as failure:
             raise self._translate(failure) from failure
         if response is None:
-            raise CheckpointError(
-                f"step {step} was not saved: {self._folder} already holds it or a later step"
-            )
+            raise CheckpointError(f"step {step} was not saved: {self._folder} already holds it or a later step")
 
     def _translate(self, failure: Exception) -> CheckpointError:
         free_mb = shutil.disk_usage(self._folder).free / 1e6

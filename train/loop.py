@@ -160,9 +160,7 @@ def _advance(job, tx, schedule, state, next_row, batches, writer, saver, stop, s
         if pending is not None:
             step, metrics, facts, began = pending
             show(
-                writer.write_step(
-                    step, metrics, facts, learning_rate=float(schedule(step - 1)), seconds=ended - began
-                )
+                writer.write_step(step, metrics, facts, learning_rate=float(schedule(step - 1)), seconds=ended - began)
             )
 
     for step in range(first + 1, last + 1):

@@ -122,7 +122,7 @@ class MetricsWriter:
         if not np.isfinite([record.loss, record.grad_norm]).all():
             raise NonFiniteLossError(
                 f"step {step}: loss {record.loss}, gradient norm {record.grad_norm}, on rows "
-                f"[{facts.first_row}, {facts.first_row + facts.rows}). The state before it is in the newest checkpoint; "
+                f"[{facts.first_row}, {facts.first_row + facts.rows}). An earlier state is in the newest checkpoint; "
                 "lower optim.learning_rate or raise optim.warmup_steps"
             )
         return record

@@ -16,9 +16,7 @@ def make_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
     """
     warmup = config.warmup_steps
     if warmup >= steps:
-        raise ValueError(
-            f"optim.warmup_steps={warmup} leaves nothing of train.steps={steps}; use less than {steps}"
-        )
+        raise ValueError(f"optim.warmup_steps={warmup} leaves nothing of train.steps={steps}; use less than {steps}")
     peak, decay_steps = config.learning_rate, max(steps - warmup - 1, 1)
     shapes = {
         "cosine": lambda: optax.cosine_decay_schedule(peak, decay_steps, alpha=config.final_lr_ratio),

@@ -20,9 +20,7 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def init_state(
-    cfg: ModelConfig, axes: AxisRules, tx: optax.GradientTransformation, key: jax.Array
-) -> TrainState:
+def init_state(cfg: ModelConfig, axes: AxisRules, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
     """Fresh parameters and optimizer state at step 0, on the mesh in use."""
     params = jax.jit(transformer.init, static_argnums=(0, 1))(cfg, axes, key)
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=jax.jit(tx.init)(params))

@@ -48,9 +48,7 @@ def loss_sums(spec: StepSpec, params: transformer.Params, batch: Batch) -> LossS
     return sums_by_language(cross_entropy(logits_BKV, targets_BK), weight_BK, language_BK, spec.num_languages)
 
 
-def mean_gradient(
-    spec: StepSpec, params: transformer.Params, batch: Batch
-) -> tuple[transformer.Params, LossSums]:
+def mean_gradient(spec: StepSpec, params: transformer.Params, batch: Batch) -> tuple[transformer.Params, LossSums]:
     """Gradient of (summed loss / summed weight) over the global batch, and the sums, however it is split."""
 
     def total(params: transformer.Params, part: Batch) -> tuple[Array, LossSums]:

@@ -32,8 +32,7 @@ class PolytuneContender:
         self._schedule = make_schedule(recipe.optim, recipe.train.steps)
         self._state = init_state(self._spec.model, self._spec.axes, tx, jax.random.key(recipe.run.seed))
         self._batches = [
-            put_batch(batch, self._spec.axes.spec("batch", None))
-            for batch in read_batches(recipe, prepared, steps)
+            put_batch(batch, self._spec.axes.spec("batch", None)) for batch in read_batches(recipe, prepared, steps)
         ]
         self._update = jax.jit(functools.partial(train_step, self._spec, tx), donate_argnums=0)
 

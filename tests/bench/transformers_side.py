@@ -16,9 +16,7 @@ from tests.bench.workload import pad_examples, prepare_workload, read_batches
 class TransformersContender:
     """LlamaForCausalLM, float32, fused AdamW, clipping, on padded examples or polytune's packed rows."""
 
-    def __init__(
-        self, recipe: Recipe, run_dir: Path, steps: int, *, start: Path, packed: bool, compiled: bool = False
-    ):
+    def __init__(self, recipe: Recipe, run_dir: Path, steps: int, *, start: Path, packed: bool, compiled: bool = False):
         with np.load(start) as stored:
             self._config = msgspec.json.decode(bytes(stored["model"]), type=ModelConfig)
             self._rates = stored["rates"]
@@ -103,9 +101,7 @@ def build_model(config: ModelConfig, stored: dict[str, np.ndarray]) -> torch.nn.
     }
     wanted["lm_head.weight"] = stored["embedding.weight"] if config.tied_head else stored["head.weight"].T
     for layer in range(config.num_layers):
-        for name, array in _layer_arrays(
-            config, {k: v[layer] for k, v in stored.items() if k.startswith("layers.")}
-        ):
+        for name, array in _layer_arrays(config, {k: v[layer] for k, v in stored.items() if k.startswith("layers.")}):
             wanted[f"model.layers.{layer}.{name}.weight"] = array
     model.load_state_dict({name: torch.tensor(array) for name, array in wanted.items()})
     return model.float().train()

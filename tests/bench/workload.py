@@ -42,9 +42,7 @@ def pad_examples(batch: Batch) -> Padded:
         for segment in range(1, segments_T.max() + 1)
     ]
     shape = (len(places), max(len(at) for _, at in places))
-    padded = Padded(
-        np.zeros(shape, int), np.zeros(shape, int), np.zeros(shape, np.float32), np.zeros(shape, int)
-    )
+    padded = Padded(np.zeros(shape, int), np.zeros(shape, int), np.zeros(shape, np.float32), np.zeros(shape, int))
     for example, (row, at) in enumerate(places):
         padded.tokens_NW[example, : len(at)] = batch.tokens_BT[row, at]
         padded.targets_NW[example, : len(at)] = batch.targets_BT[row, at]

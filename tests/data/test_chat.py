@@ -17,15 +17,11 @@ SYSTEM, USER, ASSISTANT, TOOL = (TOKENIZER.role_ids[role] for role in ("system",
 content = st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(str.strip) | st.sampled_from(
     ["<user>", "<end>", "<bos>", "</s>", " <assistant> ", "\u2581x"]
 )
-turns = st.lists(
-    st.builds(Turn, st.sampled_from(["system", "user", "assistant", "tool"]), content), max_size=5
-)
+turns = st.lists(st.builds(Turn, st.sampled_from(["system", "user", "assistant", "tool"]), content), max_size=5)
 
 
 def talk(*turns):
-    return Conversation(
-        turns=tuple(Turn(*turn) for turn in turns), language="en", source="test", id="f.jsonl:3"
-    )
+    return Conversation(turns=tuple(Turn(*turn) for turn in turns), language="en", source="test", id="f.jsonl:3")
 
 
 def test_literal_table_of_ids_roles_and_weights():

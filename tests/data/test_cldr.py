@@ -186,9 +186,7 @@ def test_currencies_are_guessed_by_always_saying_euro(language):
     assert len({fact.answer for fact in facts}) == 12
 
 
-@pytest.mark.parametrize(
-    "task", ["currency_of_territory", "language_of_territory", "write_date", "write_number"]
-)
+@pytest.mark.parametrize("task", ["currency_of_territory", "language_of_territory", "write_date", "write_number"])
 def test_languages_are_asked_about_different_things(task):
     facts = [choose_facts(language, task, limit=12, seed=0) for language in cldr_languages()]
     assert len({tuple(fact.key for fact in chosen) for chosen in facts}) == 1

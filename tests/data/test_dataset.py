@@ -20,9 +20,7 @@ def conversation(question, answer, *, language="en", source="s", task="t", numbe
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(
-        ["what is two and two? four", "mbili na mbili ni nne"], TokenizerConfig(vocab_size=300)
-    )
+    return train_tokenizer(["what is two and two? four", "mbili na mbili ni nne"], TokenizerConfig(vocab_size=300))
 
 
 FEW = [
@@ -79,16 +77,12 @@ def test_an_example_of_exactly_a_row_is_kept_and_one_longer_dropped_and_counted(
 
 
 def test_overlong_can_be_an_error_that_names_the_example(tokenizer):
-    with pytest.raises(
-        DataError, match=r"a.jsonl:2 of source 's' \(en\) fills \d+ positions .* is 5; set it to"
-    ):
+    with pytest.raises(DataError, match=r"a.jsonl:2 of source 's' \(en\) fills \d+ positions .* is 5; set it to"):
         encode_dataset(FEW[1:2], tokenizer, row_length=5, overlong="error")
 
 
 def test_nothing_left_is_an_error_that_says_what_length_would_do(tokenizer):
-    with pytest.raises(
-        DataError, match=r"all 3 are longer .*=2 positions; the shortest fills \d+, so set it"
-    ):
+    with pytest.raises(DataError, match=r"all 3 are longer .*=2 positions; the shortest fills \d+, so set it"):
         encode_dataset(FEW, tokenizer, row_length=2)
     with pytest.raises(DataError, match="the sources gave none"):
         encode_dataset([], tokenizer, row_length=2)

@@ -26,9 +26,7 @@ def shares(cells, source_weights=None, **config):
 
 
 def parts_of(weights):
-    return draw_shares(
-        [cell(f"l{i:03}", 1) for i in range(len(weights))], np.array(weights, float), "examples"
-    )
+    return draw_shares([cell(f"l{i:03}", 1) for i in range(len(weights))], np.array(weights, float), "examples")
 
 
 THREE = [cell("en", 1000), cell("sw", 100), cell("yo", 10)]

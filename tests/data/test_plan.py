@@ -66,9 +66,7 @@ def make_config(*names, weights=None, packing=None, **mixture):
 
 
 def rows_of(plan):
-    return [
-        plan.row_examples[a:b].tolist() for a, b in zip(plan.row_offsets, plan.row_offsets[1:], strict=False)
-    ]
+    return [plan.row_examples[a:b].tolist() for a, b in zip(plan.row_offsets, plan.row_offsets[1:], strict=False)]
 
 
 def cell_of(plan, language, source="s"):
@@ -91,9 +89,7 @@ def test_unpacked_rows_hold_one_example():
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    steps=st.integers(1, 40), more=st.integers(0, 60), batch_rows=st.integers(1, 8), seed=st.integers(0, 5)
-)
+@given(steps=st.integers(1, 40), more=st.integers(0, 60), batch_rows=st.integers(1, 8), seed=st.integers(0, 5))
 def test_a_longer_run_begins_with_the_same_rows(steps, more, batch_rows, seed):
     """Why `steps` and `batch_rows` stay out of the hash: a longer run must not move rows already served."""
     dataset, config = make_dataset([(50, "s", "en", 9, 4)]), make_config(packing={"block_examples": 16})
@@ -193,9 +189,7 @@ def test_a_language_weighted_zero_is_in_the_table_with_nothing():
 def test_a_language_that_would_get_nothing_is_an_error_that_says_what_helps():
     dataset = make_dataset([(5000, "s", "en", 9, 4), (1, "s", "yo", 9, 4)])
     config = make_config(packing={"block_examples": 16})
-    with pytest.raises(
-        DataError, match=r"1 of 2 languages would get no example in 3 steps: yo\. .*temperature"
-    ):
+    with pytest.raises(DataError, match=r"1 of 2 languages would get no example in 3 steps: yo\. .*temperature"):
         build_plan(dataset, config, steps=3, batch_rows=2, seed=0)
     warm = make_config(packing={"block_examples": 16}, temperature=100)
     assert cell_of(build_plan(dataset, warm, steps=3, batch_rows=2, seed=0), "yo")["planned_examples"] >= 1

@@ -193,7 +193,7 @@ def test_the_same_seed_gives_another_data_set(train):
     [
         (ProceduralSource(languages=("tlh",)), "unknown language 'tlh'"),
         (ProceduralSource(tasks=("copy", "copy")), "'copy' is listed more than once"),
-        (ProceduralSource(rules=200_000), "rules=200000, but sides of up to 3 letters"),
+        (ProceduralSource(rules=2_000_000), "rules=2000000, but sides of up to 3 letters"),
     ],
 )
 def test_an_impossible_recipe_gives_data(source, message):

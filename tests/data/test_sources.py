@@ -58,9 +58,7 @@ def test_only_a_line_feed_ends_a_row(tmp_path):
 
 
 def test_a_byte_order_mark_crlf_and_final_blank_lines_are_no_fault(tmp_path):
-    write(
-        tmp_path, b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r", json.dumps(GOOD).encode(), b"", b"  "
-    )
+    write(tmp_path, b"\xef\xbb\xbf" + json.dumps(GOOD).encode() + b"\r", json.dumps(GOOD).encode(), b"", b"  ")
     assert len(load(tmp_path)[0]) == 2
 
 
@@ -95,9 +93,7 @@ def test_nan_and_huge_numbers_elsewhere_in_a_row_are_no_fault(tmp_path):
 )
 def test_a_bad_row_names_file_line_and_reason(tmp_path, row, reason):
     write(tmp_path, GOOD, row, GOOD)
-    with pytest.raises(
-        DataError, match=rf"^rows\.jsonl:2: .*{reason}.*; fix it, or set data\.bad_rows to skip"
-    ):
+    with pytest.raises(DataError, match=rf"^rows\.jsonl:2: .*{reason}.*; fix it, or set data\.bad_rows to skip"):
         load(tmp_path)
     conversations, bad_rows = load(tmp_path, policy="skip")
     assert len(conversations) == 2
@@ -130,9 +126,7 @@ def test_too_many_bad_rows_stop_a_run_that_skips(tmp_path):
     config = DataConfig(sources=(jsonl(),), root=str(tmp_path), bad_rows="skip", max_dropped=0.25)
     assert len(load_sources(config, bad_rows=BadRows("skip"))) == 3
     strict = msgspec.structs.replace(config, max_dropped=0.2)
-    with pytest.raises(
-        DataError, match=r"'s': 1 of 4 rows are bad, more than data\.max_dropped 0\.2; .*rows\.jsonl:3"
-    ):
+    with pytest.raises(DataError, match=r"'s': 1 of 4 rows are bad, more than data\.max_dropped 0\.2; .*rows\.jsonl:3"):
         load_sources(strict, bad_rows=BadRows("skip"))
 
 
@@ -166,17 +160,13 @@ def test_globs_read_all_files_in_order_and_the_language_from_the_name(tmp_path):
         ("yo", "xnli_yo.jsonl:1"),
     ]
     write(tmp_path, GOOD, name="xnli_.jsonl")
-    with pytest.raises(
-        DataError, match=r"xnli_\.jsonl:1: file 'xnli_\.jsonl' does not match language\.file_name"
-    ):
+    with pytest.raises(DataError, match=r"xnli_\.jsonl:1: file 'xnli_\.jsonl' does not match language\.file_name"):
         load(tmp_path, source)
 
 
 def test_where_leaves_rows_out_and_counts_them(tmp_path):
     write(tmp_path, *[GOOD | {"q": f"{n}"} for n in range(5)])
-    conversations, bad_rows = load(
-        tmp_path, jsonl(where="line % 2 == 1 and language == 'en' and row.q != '2'")
-    )
+    conversations, bad_rows = load(tmp_path, jsonl(where="line % 2 == 1 and language == 'en' and row.q != '2'"))
     assert [c.turns[0].content for c in conversations] == ["0", "4"]
     assert bad_rows.left_out["s"] == {"where": 3}
     with pytest.raises(DataError, match=r"rows\.jsonl:1: .*\.where: 'kept' is undefined"):
@@ -215,9 +205,7 @@ def test_each_repeats_messages_over_a_list_and_an_empty_system_message_is_left_o
         *QA,
     ]
     source = jsonl(messages=messages)
-    write(
-        tmp_path, GOOD | {"s": "", "history": []}, GOOD | {"s": "S", "history": [["q1", "a1"], ["q2", "a2"]]}
-    )
+    write(tmp_path, GOOD | {"s": "", "history": []}, GOOD | {"s": "S", "history": [["q1", "a1"], ["q2", "a2"]]})
     assert texts(load(tmp_path, source)[0]) == [
         [("user", "Q"), ("assistant", "A")],
         [
@@ -308,9 +296,7 @@ def message(identity, parent, role="prompter", **more):
     return {"message_id": identity, "parent_id": parent, "role": role, "text": identity, "lang": "en"} | more
 
 
-TREE = msgspec.convert(
-    {"kind": "tree", "name": "t", "path": "rows.jsonl", "language": {"field": "lang"}}, TreeSource
-)
+TREE = msgspec.convert({"kind": "tree", "name": "t", "path": "rows.jsonl", "language": {"field": "lang"}}, TreeSource)
 FOREST = [
     message("r1", None),
     message("worse", "r1", "assistant", rank=1),

@@ -102,9 +102,7 @@ def test_training_is_the_same_in_another_process():
     )
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(root)}
-    other = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, check=True
-    )
+    other = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, check=True)
     assert other.stdout.decode().strip() == TOKENIZER.hash
     assert train_tokenizer(iter(TEXTS), CONFIG) == TOKENIZER
 
@@ -195,8 +193,5 @@ def test_a_foreign_model_gets_the_control_tokens_it_lacks(foreign, file, pieces,
     text = "Hello <user> world </s>."
     ids = tokenizer.encode(text)
     assert not any(map(tokenizer.is_control, ids))
-    assert (
-        tokenizer.decode([tokenizer.bos_id, *tokenizer.encode("Hello world"), tokenizer.end_id])
-        == "Hello world"
-    )
+    assert tokenizer.decode([tokenizer.bos_id, *tokenizer.encode("Hello world"), tokenizer.end_id]) == "Hello world"
     assert not tokenizer.is_lossless

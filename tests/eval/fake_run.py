@@ -117,9 +117,7 @@ def _plan(cells: list[dict[str, Any]], steps: int) -> dict[str, Any]:
 def _metrics(
     cells: list[dict[str, Any]], *, steps: int, kills: Sequence[tuple[int, int]], rng: random.Random
 ) -> list[dict[str, Any]]:
-    spans = list(
-        zip([0, *(resumed for _, resumed in kills)], [*(died for died, _ in kills), steps], strict=True)
-    )
+    spans = list(zip([0, *(resumed for _, resumed in kills)], [*(died for died, _ in kills), steps], strict=True))
     share: dict[str, float] = {}
     for cell in cells:
         share[cell["language"]] = share.get(cell["language"], 0) + cell["planned_tokens"]

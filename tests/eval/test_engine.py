@@ -78,10 +78,7 @@ def test_scores_do_not_depend_on_company_order_or_batch_size(tiny_model):
     requests = make_scores(40)
     together = [answer.log_likelihood for answer in answer_scores(tiny_model, requests, LIMITS)]
     turned = [answer.log_likelihood for answer in answer_scores(tiny_model, requests[::-1], LIMITS)][::-1]
-    small = [
-        a.log_likelihood
-        for a in answer_scores(tiny_model, requests, Limits(batch_tokens=256, max_length=500))
-    ]
+    small = [a.log_likelihood for a in answer_scores(tiny_model, requests, Limits(batch_tokens=256, max_length=500))]
     alone = [answer_scores(tiny_model, [request], LIMITS)[0].log_likelihood for request in requests[:5]]
     np.testing.assert_allclose(turned, together, **TOLERANCE)
     np.testing.assert_allclose(small, together, **TOLERANCE)
@@ -93,9 +90,7 @@ def test_scores_of_several_turns_add_up(tiny_model):
     ids = np.arange(3, 23, dtype=np.int32)
     first, second = np.zeros(20, np.float32), np.zeros(20, np.float32)
     first[5:8], second[15:] = 1, 1
-    parts = answer_scores(
-        tiny_model, [Score(ids, first), Score(ids, second), Score(ids, first + second)], LIMITS
-    )
+    parts = answer_scores(tiny_model, [Score(ids, first), Score(ids, second), Score(ids, first + second)], LIMITS)
     assert parts[0].log_likelihood + parts[1].log_likelihood == pytest.approx(
         parts[2].log_likelihood, rel=TOLERANCE["rtol"]
     )
@@ -154,9 +149,7 @@ def test_long_scores_lose_context_never_an_answer(tiny_model):
     assert answers[0].log_likelihood == pytest.approx(answers[1].log_likelihood, rel=TOLERANCE["rtol"])
     assert [answer.truncated for answer in answers] == [True, False]
     with pytest.raises(EvalError, match="max_length to 40"):
-        answer_scores(
-            tiny_model, [Score(ids, (np.arange(50) >= 11).astype(np.float32))], Limits(1024, max_length=20)
-        )
+        answer_scores(tiny_model, [Score(ids, (np.arange(50) >= 11).astype(np.float32))], Limits(1024, max_length=20))
 
 
 def test_requests_of_different_kinds_are_not_mixed(tiny_model):

@@ -22,9 +22,7 @@ SOURCES = ({"kind": "cldr"},)
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    return train_tokenizer(
-        ["the day after Monday is Tuesday", "政治和体育"] * 3, TokenizerConfig(vocab_size=320)
-    )
+    return train_tokenizer(["the day after Monday is Tuesday", "政治和体育"] * 3, TokenizerConfig(vocab_size=320))
 
 
 @pytest.fixture
@@ -121,9 +119,7 @@ def test_exact_match_strips_and_the_stop_rate_is_apart(tokenizer, model, monkeyp
     assert graded[0].responses == [[" Tuesday\n"]] and graded[0].filtered == ["Tuesday"]
 
 
-def test_majority_of_a_generated_task_is_the_most_frequent_reference_of_the_language(
-    tokenizer, model, monkeypatch
-):
+def test_majority_of_a_generated_task_is_the_most_frequent_reference_of_the_language(tokenizer, model, monkeypatch):
     answer_with(monkeypatch, tokenizer, [("x", True)] * 4)
     documents = [make_document("q1", "euro"), make_document("q2", "euro"), make_document("q3", "yen")]
     documents.append(make_document("q4", "शेकेल", language="hi"))

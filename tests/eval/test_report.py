@@ -128,21 +128,15 @@ def test_choice_answers_are_shown_as_options_not_as_likelihoods(demo):
 
 
 def test_a_run_of_205_languages_is_grouped_by_script(tmp_path):
-    html = write_report(write_fake_run(tmp_path / "many", languages=LANGUAGES_205)).read_text(
-        encoding="utf-8"
-    )
+    html = write_report(write_fake_run(tmp_path / "many", languages=LANGUAGES_205)).read_text(encoding="utf-8")
     Page(html)
     part = html[html.index('id="task-1"') : html.index('id="task-2"')]
     assert part.count('<li data-key="') == 205
-    assert re.search(
-        r"<summary>Latin<span[^>]*>129 languages, mean [\d.]+%, best [\d.]+%, worst [\d.]+%", part
-    )
+    assert re.search(r"<summary>Latin<span[^>]*>129 languages, mean [\d.]+%, best [\d.]+%, worst [\d.]+%", part)
     assert len(html) < 2_000_000
 
 
-@pytest.mark.parametrize(
-    "missing", ["recipe.yaml", "plan/plan.json", "metrics.jsonl", "eval", "run_card.json"]
-)
+@pytest.mark.parametrize("missing", ["recipe.yaml", "plan/plan.json", "metrics.jsonl", "eval", "run_card.json"])
 def test_any_part_may_be_missing(tmp_path, missing):
     run_dir = write_fake_run(tmp_path / "run", languages=("en", "he", "ja"))
     path = run_dir / missing
@@ -189,9 +183,7 @@ def test_damaged_files_are_named_and_the_rest_is_shown(tmp_path):
 
 
 def test_diverged_runs_are_drawn_with_a_warning(tmp_path):
-    lines = [
-        {"kind": "step", "step": step, "loss": loss} for step, loss in ((1, 2.0), (2, math.nan), (3, 1.0))
-    ]
+    lines = [{"kind": "step", "step": step, "loss": loss} for step, loss in ((1, 2.0), (2, math.nan), (3, 1.0))]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     html = write_report(tmp_path).read_text(encoding="utf-8")
     assert "The loss of 1 recorded steps is no finite number" in html and "2 at first" in html
@@ -205,9 +197,7 @@ def test_the_last_record_of_a_repeated_step_wins():
 def test_repeated_steps_are_compared_by_digest():
     steps = [StepRecord(step=step, attempt=1, digest=f"a{step}") for step in (1, 2, 3, 4)]
     steps += [StepRecord(step=3, attempt=2, digest="a3"), StepRecord(step=4, attempt=2, digest="other")]
-    first, second = report_training.attempts(
-        [StartRecord(attempt=1, step=0), StartRecord(attempt=2, step=2)], steps
-    )
+    first, second = report_training.attempts([StartRecord(attempt=1, step=0), StartRecord(attempt=2, step=2)], steps)
     assert (first.repeated, first.last_step) == (0, 4)
     assert (second.resumed_from, second.previous_last_step) == (2, 4)
     assert (second.repeated, second.compared, second.same_batch) == (2, 2, 1)

@@ -21,16 +21,12 @@ HELDOUT = load_task("heldout")
 
 def make_document(language, index, task="month"):
     turns = (Turn("user", f"question {index}"), Turn("assistant", "answer"))
-    return Document(
-        Conversation(turns=turns, language=language, source="s", task=task, id=f"{language}/{index}")
-    )
+    return Document(Conversation(turns=turns, language=language, source="s", task=task, id=f"{language}/{index}"))
 
 
 def grade(value, *, truncated=False):
     metrics = {"exact_match": Ratio(value), "stopped": Ratio(1.0)}
-    return Graded(
-        metrics, {"majority": Ratio(0.5)}, [['[{"role":"user"}]', {}]], [["said"]], ["said"], truncated
-    )
+    return Graded(metrics, {"majority": Ratio(0.5)}, [['[{"role":"user"}]', {}]], [["said"]], ["said"], truncated)
 
 
 @pytest.fixture

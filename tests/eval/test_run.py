@@ -163,9 +163,7 @@ def test_missing_data_is_found_before_the_model_is_loaded(run_dir, tmp_path, mon
         evaluate(run_dir, ("sib200",), data_root=str(tmp_path / "nowhere"))
     with pytest.raises(EvalError, match=r"task sib200 reads sib200_topic_test.jsonl"):
         evaluate(run_dir, ("facts", "sib200"), data_root=str(tmp_path))
-    (tmp_path / "sib200_topic_test.jsonl").write_text(
-        '{"text": "x", "category": "sports", "_lang": "en"}\n{oops\n'
-    )
+    (tmp_path / "sib200_topic_test.jsonl").write_text('{"text": "x", "category": "sports", "_lang": "en"}\n{oops\n')
     with pytest.raises(DataError, match=r"sib200_topic_test.jsonl:2"):
         evaluate(run_dir, ("sib200",), data_root=str(tmp_path))
 
@@ -174,9 +172,7 @@ def test_a_model_that_diverged_gives_an_error_not_a_score(run_dir, monkeypatch):
     from eval import run
 
     load = run.load_params
-    monkeypatch.setattr(
-        run, "load_params", lambda *given: jax.tree.map(lambda leaf: leaf * jnp.nan, load(*given))
-    )
+    monkeypatch.setattr(run, "load_params", lambda *given: jax.tree.map(lambda leaf: leaf * jnp.nan, load(*given)))
     with pytest.raises(EvalError, match="not finite"):
         evaluate(run_dir, ("heldout",), limit=1)
 

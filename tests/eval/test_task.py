@@ -106,9 +106,7 @@ def test_a_reference_that_is_no_option_is_refused(rows_root):
 
 
 def test_missing_files_name_task_file_and_folder(tmp_path):
-    with pytest.raises(
-        EvalError, match=f"task topic reads rows.jsonl, which is not under data_root {tmp_path}"
-    ):
+    with pytest.raises(EvalError, match=f"task topic reads rows.jsonl, which is not under data_root {tmp_path}"):
         load_documents(decode_task(CHOICE, origin=""), data_root=tmp_path)
 
 
@@ -132,11 +130,7 @@ def test_facts_asks_what_the_recipe_taught_in_held_out_words():
 
 
 def test_heldout_keeps_its_own_tasks_where_the_recipe_has_others():
-    recipe = {
-        "data": {
-            "sources": [{"kind": "procedural", "tasks": ["copy"], "languages": ["sw"], "split": "train"}]
-        }
-    }
+    recipe = {"data": {"sources": [{"kind": "procedural", "tasks": ["copy"], "languages": ["sw"], "split": "train"}]}}
     documents = load_documents(follow_recipe(load_task("rewrite"), recipe), data_root=Path())
     assert {d.conversation.task for d in documents} == {"rewrite"}
     assert {d.conversation.language for d in documents} == {"sw"}

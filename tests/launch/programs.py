@@ -22,9 +22,7 @@ checkpoint: {save_every: %(save_every)d, keep_last: 2}
 def write_tiny_recipe(folder: Path, *, run_dir: Path, steps: int, save_every: int) -> Path:
     """A recipe that starts in seconds and makes hundreds of steps a second's fraction each."""
     path = folder / f"{run_dir.name}.yaml"
-    path.write_text(
-        TINY_RECIPE % {"run_dir": run_dir, "steps": steps, "save_every": save_every}, encoding="utf-8"
-    )
+    path.write_text(TINY_RECIPE % {"run_dir": run_dir, "steps": steps, "save_every": save_every}, encoding="utf-8")
     return path
 
 
@@ -39,15 +37,11 @@ def polytune_command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "launch.cli", *map(str, arguments)]
 
 
-def run_polytune(
-    *arguments: object, devices: int = 1, check: bool = True
-) -> subprocess.CompletedProcess[str]:
+def run_polytune(*arguments: object, devices: int = 1, check: bool = True) -> subprocess.CompletedProcess[str]:
     """Runs a verb to its end; with `check`, a failure shows what it printed."""
     done = subprocess.run(
         polytune_command(*arguments), env=environment(devices), capture_output=True, text=True, timeout=300
     )
     if check and done.returncode:
-        raise AssertionError(
-            f"polytune {arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}"
-        )
+        raise AssertionError(f"polytune {arguments} ended with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done

@@ -122,9 +122,7 @@ def test_exit_codes(error, code, monkeypatch, capsys):
     assert main(["env"]) == code
 
 
-@pytest.mark.parametrize(
-    "error", [KeyError("x"), TypeError("x"), AssertionError("x")], ids=lambda e: type(e).__name__
-)
+@pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), AssertionError("x")], ids=lambda e: type(e).__name__)
 def test_an_error_of_ours_is_never_dressed_up_as_the_user_s(error, monkeypatch):
     def fail(options, console):
         raise error
@@ -152,9 +150,7 @@ def test_help_answers_before_jax_is_there():
         "import sys, launch.cli; launch.cli.make_parser(); "
         "print([name for name in ('jax', 'grain', 'data') if name in sys.modules])"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
 

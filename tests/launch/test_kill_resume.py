@@ -40,10 +40,7 @@ def final_state(run_dir: Path) -> dict[str, np.ndarray]:
         abstract = abstract_state(msgspec.convert(meta["model"], ModelConfig), AxisRules(), tx)
         state, next_row = restore_newest(run_dir, abstract, plan_hash=meta["plan_hash"])
     assert next_row == STEPS * BATCH_ROWS
-    return {
-        jax.tree_util.keystr(path): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-    }
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
 def digests(run_dir: Path) -> dict[int, set[str]]:

@@ -42,9 +42,7 @@ def print_text(cells, **changed):
         "bad_rows": {},
         **changed,
     }
-    spec = StepSpec(
-        model=TOY, axes=AXES, compute=ComputeConfig(), num_languages=3, most_trained=24, microbatches=2
-    )
+    spec = StepSpec(model=TOY, axes=AXES, compute=ComputeConfig(), num_languages=3, most_trained=24, microbatches=2)
     console = Console(file=io.StringIO(), width=160)
     print_plan(summary, SimpleNamespace(spec=spec), mesh_of((4, 2)), console)
     return console.file.getvalue()
@@ -85,9 +83,7 @@ def test_the_plan_says_what_will_be_trained_and_how():
 
 
 def test_a_long_table_is_cut_and_says_so():
-    cells = [
-        make_cell("s", f"q{chr(97 + i // 20)}{chr(97 + i % 20)}", planned=i + 1) for i in range(MOST_ROWS + 5)
-    ]
+    cells = [make_cell("s", f"q{chr(97 + i // 20)}{chr(97 + i % 20)}", planned=i + 1) for i in range(MOST_ROWS + 5)]
     text = print_text(cells, dropped={cell["language"]: 1 for cell in cells})
     assert sum(line.startswith("│ q") for line in text.splitlines()) == MOST_ROWS
     assert "... and 5 languages with smaller shares, all in plan/plan.json" in text

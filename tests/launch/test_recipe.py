@@ -253,7 +253,7 @@ recipes = st.builds(
 
 
 @given(recipes)
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_written_recipe_is_the_same_recipe_whatever_its_texts_hold(tmp_path, recipe):
     """Names such as `no`, `1e3`, `~`, with colons, quotes and line ends too; and it is the same run."""
     write_recipe(recipe, tmp_path / "recipe.yaml")
@@ -265,9 +265,7 @@ def test_a_kill_while_writing_leaves_the_recipe_that_was_there(tmp_path, recipe_
     """Half a recipe.yaml would be another recipe's: the run could never go on."""
     recipe = load_recipe(recipe_file)
     write_recipe(recipe, tmp_path / "recipe.yaml")
-    monkeypatch.setattr(
-        Path, "write_text", lambda path, text, **_: path.write_bytes(text[:20].encode()) and 1 / 0
-    )
+    monkeypatch.setattr(Path, "write_text", lambda path, text, **_: path.write_bytes(text[:20].encode()) and 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_recipe(recipe, tmp_path / "recipe.yaml")
     check_same_run(recipe, tmp_path)

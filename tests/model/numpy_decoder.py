@@ -14,11 +14,7 @@ def decode(cfg, params, tokens, segments, positions):
         x = x + attention(cfg, block["attention"], normed, segments, positions)
         normed = rms_norm(x, block["mlp_norm"]["scale"], cfg.norm_eps)
         gate = normed @ block["mlp"]["gate"]["weight"]
-        x = (
-            x
-            + (gate / (1 + np.exp(-gate)) * (normed @ block["mlp"]["up"]["weight"]))
-            @ block["mlp"]["down"]["weight"]
-        )
+        x = x + (gate / (1 + np.exp(-gate)) * (normed @ block["mlp"]["up"]["weight"])) @ block["mlp"]["down"]["weight"]
     x = rms_norm(x, weights["final_norm"]["scale"], cfg.norm_eps)
     return x @ (table.T if cfg.tied_head else weights["head"]["weight"])
 

@@ -10,9 +10,7 @@ def changed(**fields):
 
 
 def test_kv_heads_that_do_not_divide_the_heads_are_refused_with_ones_that_do():
-    with pytest.raises(
-        ValueError, match=r"num_heads=6 is not a multiple of num_kv_heads=4; use one of \[1, 2, 3, 6\]"
-    ):
+    with pytest.raises(ValueError, match=r"num_heads=6 is not a multiple of num_kv_heads=4; use one of \[1, 2, 3, 6\]"):
         changed(num_heads=6)
 
 

@@ -50,14 +50,10 @@ def test_value_and_gradients_are_the_einsum_s(equation, one_device):
 def test_gradients_of_sharded_operands_are_sharded_alike(equation):
     with jax.set_mesh(mesh_of((2, 4))):
         arrays = copy_to_host(operands(equation, jnp.float32))
-        x, w, cotangent = (
-            jax.device_put(array, spec) for array, spec in zip(arrays, specs(equation), strict=True)
-        )
+        x, w, cotangent = (jax.device_put(array, spec) for array, spec in zip(arrays, specs(equation), strict=True))
 
         def run(x, w, cotangent):
-            return with_gradients(
-                lambda x, w: contract(equation, x, w, out_spec=specs(equation)[2]), x, w, cotangent
-            )
+            return with_gradients(lambda x, w: contract(equation, x, w, out_spec=specs(equation)[2]), x, w, cotangent)
 
         out, grad_x, grad_w = jax.jit(run)(x, w, cotangent)
     assert (grad_x.sharding.spec, grad_w.sharding.spec) == (x.sharding.spec, w.sharding.spec)
@@ -71,9 +67,7 @@ def test_gradients_of_sharded_operands_are_sharded_alike(equation):
 def test_bfloat16_operands_are_accumulated_and_pulled_back_in_float32(equation, one_device):
     x, w, cotangent = operands(equation, jnp.bfloat16)
     out_spec = P(*(None for _ in equation.split("->")[1]))
-    given = with_gradients(
-        lambda x, w: contract(equation, x, w, out_spec=out_spec, dtype=jnp.float32), x, w, cotangent
-    )
+    given = with_gradients(lambda x, w: contract(equation, x, w, out_spec=out_spec, dtype=jnp.float32), x, w, cotangent)
     wide = [array.astype(jnp.float32) for array in (x, w, cotangent)]
     wanted = with_gradients(lambda x, w: jnp.einsum(equation, x, w), *wide)
     assert [array.dtype for array in given] == [jnp.float32, jnp.bfloat16, jnp.bfloat16]

@@ -118,9 +118,9 @@ def test_sampling_follows_the_tempered_distribution(params, one_device):
     tokens = np.tile(PROMPTS[:1], (512, 1))
     lengths = np.full(512, LENGTHS[0])
     prompt, positions = jnp.asarray(PROMPTS[:1]), jnp.arange(SLOTS)[None]
-    logits = np.asarray(
-        jax.jit(apply, static_argnums=(0, 1))(MODEL, AXES, params, prompt, positions * 0, positions)
-    )[0, -1]
+    logits = np.asarray(jax.jit(apply, static_argnums=(0, 1))(MODEL, AXES, params, prompt, positions * 0, positions))[
+        0, -1
+    ]
     draw = functools.partial(
         generate, MODEL, AXES, params, tokens, lengths, max_new_tokens=1, stop_id=NEVER, sample=True
     )

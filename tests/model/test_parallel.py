@@ -18,9 +18,7 @@ def test_mesh_covers_the_devices(fsdp, tensor, devices, wanted):
 
 @pytest.mark.parametrize(("fsdp", "tensor"), [(3, 1), (-1, 3), (8, 2), (0, 1), (4, 1), (-1, 16)])
 def test_a_mesh_that_leaves_devices_out_is_refused_with_what_would_fit(fsdp, tensor):
-    with pytest.raises(
-        ValueError, match=rf"fsdp={fsdp} tensor={tensor} .* 8 devices present; make fsdp \* tensor = 8"
-    ):
+    with pytest.raises(ValueError, match=rf"fsdp={fsdp} tensor={tensor} .* 8 devices present; make fsdp \* tensor = 8"):
         make_mesh(MeshConfig(fsdp=fsdp, tensor=tensor))
 
 
@@ -36,9 +34,7 @@ def test_rules_map_logical_axes_to_mesh_axes():
 def test_sizes_a_mesh_does_not_divide_are_named_with_ones_that_it_does():
     mesh = mesh_of((2, 4))
     check_divisible({"model.dim": (6, "fsdp"), "model.mlp_dim": (12, "tensor"), "rope": (7, None)}, mesh)
-    with pytest.raises(
-        ValueError, match=r"model.mlp_dim=10 is not divisible by mesh axis tensor=4; use 8 or 12"
-    ):
+    with pytest.raises(ValueError, match=r"model.mlp_dim=10 is not divisible by mesh axis tensor=4; use 8 or 12"):
         check_divisible({"model.mlp_dim": (10, "tensor")}, mesh)
     with pytest.raises(ValueError, match=r"model.num_kv_heads=2 .* use 4"):
         check_divisible({"model.num_kv_heads": (2, "tensor")}, mesh)

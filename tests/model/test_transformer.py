@@ -13,9 +13,7 @@ from model.config import ComputeConfig
 from model.parallel import AxisRules
 from model.transformer import abstract, apply, count_parameters, init
 
-UNTIED = msgspec.structs.replace(
-    TOY, tied_head=False, num_heads=4, num_kv_heads=2, head_dim=6, rope_base=100.0
-)
+UNTIED = msgspec.structs.replace(TOY, tied_head=False, num_heads=4, num_kv_heads=2, head_dim=6, rope_base=100.0)
 SEGMENTS = np.array([[1] * 5 + [2] * 4 + [3] + [0] * 6, [1] * 16], np.int32)
 POSITIONS = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 0, 1, 2, 3, 4, 5], list(range(16))], np.int32)
 TOKENS = (
@@ -39,9 +37,7 @@ def noisy(params):
     rng = np.random.default_rng(1)
 
     def shake(path, leaf):
-        return (
-            leaf * rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32) if path[-1].key == "scale" else leaf
-        )
+        return leaf * rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32) if path[-1].key == "scale" else leaf
 
     return jax.tree_util.tree_map_with_path(shake, copy_to_host(params))
 
@@ -50,9 +46,7 @@ def noisy(params):
 def test_logits_equal_a_numpy_decoder_s(cfg, toy_params, forward, one_device):
     params = noisy(toy_params if cfg is TOY else init(cfg, AXES, jax.random.key(1)))
     logits = forward(cfg, AXES, params, TOKENS, SEGMENTS, POSITIONS)
-    wanted = [
-        numpy_decoder.decode(cfg, params, *row) for row in zip(TOKENS, SEGMENTS, POSITIONS, strict=True)
-    ]
+    wanted = [numpy_decoder.decode(cfg, params, *row) for row in zip(TOKENS, SEGMENTS, POSITIONS, strict=True)]
     np.testing.assert_allclose(logits, wanted, **TOLERANCE)
     assert logits.dtype == jnp.float32
 
@@ -72,9 +66,7 @@ def test_logits_at_chosen_positions_are_those_of_the_whole(toy_params, forward, 
     at_BK = jnp.array([[3, 0, 15], [7, 7, 1]])
     chosen = forward(TOY, AXES, toy_params, TOKENS, SEGMENTS, POSITIONS, at_BK=at_BK)
     whole = np.asarray(forward(TOY, AXES, toy_params, TOKENS, SEGMENTS, POSITIONS))
-    np.testing.assert_allclose(
-        chosen, np.take_along_axis(whole, np.asarray(at_BK)[..., None], axis=1), **TOLERANCE
-    )
+    np.testing.assert_allclose(chosen, np.take_along_axis(whole, np.asarray(at_BK)[..., None], axis=1), **TOLERANCE)
 
 
 @pytest.mark.parametrize("how", [{}, {"remat": "block", "scan_unroll": 2}], ids=["plain", "remat"])
@@ -91,9 +83,7 @@ def test_no_position_feels_its_future_or_another_segment(how, one_device):
     @jax.jit
     def jacobian(weight_VD, tokens_BT, segments_BT, positions_BT):
         def outputs(weight_VD):
-            logits_BTV = run(
-                {**params, "embedding": {"weight": weight_VD}}, tokens_BT, segments_BT, positions_BT
-            )
+            logits_BTV = run({**params, "embedding": {"weight": weight_VD}}, tokens_BT, segments_BT, positions_BT)
             return logits_BTV[0] @ cotangent_V
 
         return jax.jacrev(outputs)(weight_VD)
@@ -118,9 +108,7 @@ def test_contents_of_padding_and_other_rows_change_no_bit(toy_params, forward, o
 
 def test_bfloat16_compute_stays_near_float32(toy_params, forward, one_device):
     exact = forward(TOY, AXES, toy_params, TOKENS, SEGMENTS, POSITIONS)
-    rough = forward(
-        TOY, AXES, toy_params, TOKENS, SEGMENTS, POSITIONS, compute=ComputeConfig(dtype="bfloat16")
-    )
+    rough = forward(TOY, AXES, toy_params, TOKENS, SEGMENTS, POSITIONS, compute=ComputeConfig(dtype="bfloat16"))
     assert rough.dtype == jnp.float32
     difference = float(jnp.max(jnp.abs(exact - rough)))
     assert 0 < difference < BFLOAT16_BOUND
@@ -147,9 +135,7 @@ def test_abstract_parameters_are_init_s_without_the_arrays(toy_params):
     assert made["layers"]["mlp"]["down"]["weight"].sharding.spec == AXES.spec(None, "mlp", "embed")
     assert made["embedding"]["weight"].addressable_shards[0].data.shape == (16, 4)
     # 32 x 16 table; per layer q, out 16 x 8 x 4, k, v 16 x 4 x 4, three 16 x 24, two scales; final scale.
-    assert (
-        count_parameters(promised) == count_parameters(toy_params) == 512 + 2 * (1024 + 512 + 1152 + 32) + 16
-    )
+    assert count_parameters(promised) == count_parameters(toy_params) == 512 + 2 * (1024 + 512 + 1152 + 32) + 16
 
 
 def test_logits_at_the_start_are_of_unit_size(toy_params, forward, one_device):
@@ -161,6 +147,4 @@ def test_logits_at_the_start_are_of_unit_size(toy_params, forward, one_device):
 def test_rules_that_shard_nothing_give_the_same_logits(toy_params, forward, one_device):
     with jax.set_mesh(mesh_of((4, 2))):
         whole = forward(TOY, UNSHARDED, toy_params, TOKENS, SEGMENTS, POSITIONS)
-    np.testing.assert_allclose(
-        whole, forward(TOY, AXES, toy_params, TOKENS, SEGMENTS, POSITIONS), **TOLERANCE
-    )
+    np.testing.assert_allclose(whole, forward(TOY, AXES, toy_params, TOKENS, SEGMENTS, POSITIONS), **TOLERANCE)

@@ -74,9 +74,7 @@ def test_the_loss_falls_and_every_parameter_moves(plain, toy_params):
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: np.any(a != b), params, toy_params)))
 
 
-@pytest.mark.parametrize(
-    ("mesh", "microbatches"), [(mesh, m) for mesh in MESHES for m in (1, 4)][1:], ids=str
-)
+@pytest.mark.parametrize(("mesh", "microbatches"), [(mesh, m) for mesh in MESHES for m in (1, 4)][1:], ids=str)
 def test_mesh_and_microbatches_change_no_result(plain, toy_params, mesh, microbatches):
     assert_close_trees(run_steps(toy_params, PACKED, mesh=mesh, microbatches=microbatches), plain)
 

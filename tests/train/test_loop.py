@@ -28,6 +28,7 @@ from toy import (
 from model.checkpoint import find_checkpoint, list_steps, load_params, read_meta
 from model.config import ComputeConfig
 from model.transformer import abstract
+from train.checkpoint import Saver
 from train.config import CheckpointConfig, TrainConfig
 from train.loop import TrainJob, check_batch, head_positions, run_training, stop_on_signals
 from train.metrics import NonFiniteLossError, read_metrics
@@ -102,9 +103,7 @@ def steps_of(run_dir):
 
 def test_ten_golden_steps(whole_run):
     steps = steps_of(whole_run[0])
-    found = {
-        name: [step[name] for step in steps] for name in ("loss", "grad_norm", "learning_rate", "weight")
-    }
+    found = {name: [step[name] for step in steps] for name in ("loss", "grad_norm", "learning_rate", "weight")}
     digests = [step["digest"] for step in steps]
     if os.environ.get("POLYTUNE_WRITE_GOLDEN"):
         GOLDEN.write_text(json.dumps({**found, "digest": digests}, indent=1) + "\n", encoding="utf-8")
@@ -142,7 +141,7 @@ def test_what_is_saved_is_what_the_policy_says(whole_run):
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(whole_run, tmp_path, one_device):
-    """SIGINT comes while step 4 runs, so step 4 is saved, SIGTERM while 7 does: none is half done or done twice."""
+    """SIGINT comes while step 4 runs, so 4 is saved; SIGTERM while 7 does. No step is done twice or in half."""
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     outcome = run(tmp_path / "run", show=signal_at(3, signal.SIGINT))
     assert (outcome.step, outcome.finished) == (4, False)
@@ -156,6 +155,21 @@ def test_a_stopped_run_goes_on_to_the_same_bits(whole_run, tmp_path, one_device)
     same = ("step", "loss", "grad_norm", "learning_rate", "rows", "digest")
     pick = [[step[name] for name in same] for step in steps_of(tmp_path / "run")]
     assert pick == [[step[name] for name in same] for step in steps_of(whole_run[0])]
+
+
+def test_a_signal_between_two_looks_at_it_loses_no_step(tmp_path, one_device, monkeypatch):
+    """It comes after the loop found no reason to stop: step 3 is not saved, so it must not end there."""
+    is_due = Saver.is_due
+
+    def is_due_and_signal(saver, step, *, last):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return is_due(saver, step, last=last)
+
+    monkeypatch.setattr(Saver, "is_due", is_due_and_signal)
+    outcome = run(tmp_path / "run", save_every=100)
+    assert (outcome.step, outcome.finished) == (4, False)
+    assert find_checkpoint(tmp_path / "run").step == 4
 
 
 def test_a_kill_while_saving_costs_steps_but_changes_no_bit(whole_run, tmp_path, one_device):
@@ -212,9 +226,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, on
     def batches(first_row):
         for step, batch in enumerate(open_batches(first_row), 1):
             weight_BT = batch.loss_weight_BT
-            yield batch._replace(
-                loss_weight_BT=np.where((step == 4) & (weight_BT > 0), np.float32(np.inf), weight_BT)
-            )
+            yield batch._replace(loss_weight_BT=np.where((step == 4) & (weight_BT > 0), np.float32(np.inf), weight_BT))
 
     with pytest.raises(NonFiniteLossError, match=r"step 4: loss nan.* rows \[24, 32\)"):
         run(tmp_path / "run", batches=batches, save_every=2)

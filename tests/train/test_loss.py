@@ -21,9 +21,7 @@ def test_cross_entropy_is_minus_the_log_of_the_softmax(one_device):
 def test_cross_entropy_of_known_numbers(one_device):
     """A uniform guess among four costs ln 4; a certain one costs nothing, or all of its margin when wrong."""
     logits = jnp.array([[[0.0, 0, 0, 0], [1e4, 0, 0, 0], [1e4, 0, 0, 0]]])
-    np.testing.assert_allclose(
-        cross_entropy(logits, jnp.array([[2, 0, 1]])), [[np.log(4), 0, 1e4]], **TOLERANCE
-    )
+    np.testing.assert_allclose(cross_entropy(logits, jnp.array([[2, 0, 1]])), [[np.log(4), 0, 1e4]], **TOLERANCE)
 
 
 def test_cross_entropy_of_bfloat16_logits_is_float32(one_device):

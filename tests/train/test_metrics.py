@@ -43,9 +43,7 @@ def writer(tmp_path):
 
 
 def write(writer, step, metrics=None, facts=None):
-    return writer.write_step(
-        step, metrics or make_metrics(), facts or make_facts(), learning_rate=0.25, seconds=2.0
-    )
+    return writer.write_step(step, metrics or make_metrics(), facts or make_facts(), learning_rate=0.25, seconds=2.0)
 
 
 def test_facts_of_a_known_batch():
@@ -128,9 +126,7 @@ def test_a_line_cut_by_a_kill_is_dropped_and_spoils_no_line_after_it(tmp_path, c
     """The next process appends: without care its first record would be glued to the rest of the cut one."""
     path = tmp_path / "metrics.jsonl"
     for attempt in (1, 2):
-        writer = MetricsWriter(
-            tmp_path, attempt=attempt, languages=LANGUAGES, language_every=9, tensorboard=False
-        )
+        writer = MetricsWriter(tmp_path, attempt=attempt, languages=LANGUAGES, language_every=9, tensorboard=False)
         writer.write_start(0, {"name": "é"})
         writer.write_start(attempt, {"name": "é" * 50})
         writer.close()

@@ -170,9 +170,7 @@ def test_a_run_that_saved_nothing_restores_nothing(tmp_path, one_device):
 
 
 def test_places_without_a_checkpoint_say_what_to_give(tmp_path, saved_run):
-    with pytest.raises(
-        CheckpointError, match=r"does not exist; give a run directory or RUN/checkpoints/STEP"
-    ):
+    with pytest.raises(CheckpointError, match=r"does not exist; give a run directory or RUN/checkpoints/STEP"):
         find_checkpoint(tmp_path / "nowhere")
     with pytest.raises(CheckpointError, match=r"checkpoints/7 does not exist; .*known here: \[0, 20\]"):
         find_checkpoint(saved_run[0] / "checkpoints" / "7")
@@ -232,9 +230,7 @@ def test_a_state_donated_while_it_is_being_saved_is_saved_unchanged(tmp_path, sh
                 saver.save(state, step=save, next_row=save)
                 for _ in range(6):
                     state = update(state)
-        likes = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state
-        )
+        likes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), state)
         for save in range(8):
             found = CheckpointPath(run_dir=tmp_path, step=save, path=tmp_path / "checkpoints" / str(save))
             params = load_params(found, likes.params)
@@ -242,9 +238,7 @@ def test_a_state_donated_while_it_is_being_saved_is_saved_unchanged(tmp_path, sh
                 np.testing.assert_array_equal(params[name], np.full(size, save * 100 + i, np.float32))
 
 
-def test_a_full_disk_is_an_error_that_says_what_to_do_and_spares_what_is_saved(
-    run_copy, saved_run, one_device
-):
+def test_a_full_disk_is_an_error_that_says_what_to_do_and_spares_what_is_saved(run_copy, saved_run, one_device):
     """Files may not grow past 100 kB, as if the disk were full; the state needs megabytes."""
     rng = np.random.default_rng(0)
     large = TrainState(
@@ -273,15 +267,11 @@ def test_an_error_of_the_run_is_not_hidden_by_one_of_the_last_save(tmp_path, one
         raise KeyError("the real one")
 
 
-def test_a_disk_too_small_for_the_run_is_refused_before_the_first_step(
-    tmp_path, toy_params, one_device, monkeypatch
-):
+def test_a_disk_too_small_for_the_run_is_refused_before_the_first_step(tmp_path, toy_params, one_device, monkeypatch):
     state = place_state(toy_params, TX)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=4 * size))
     check_disk(tmp_path, state, copies=4)
-    with pytest.raises(
-        CheckpointError, match=r"has 0 MB free; 5 checkpoints .* need .*lower checkpoint.keep_last"
-    ):
+    with pytest.raises(CheckpointError, match=r"has 0 MB free; 5 checkpoints .* need .*lower checkpoint.keep_last"):
         check_disk(tmp_path, state, copies=5)
