@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import fcntl
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ def cache_dir() -> Path:
     return Path(os.environ.get("POLYTUNE_CACHE") or Path.home() / ".cache" / "polytune")
 
 
+ACCELERATOR_PLUGINS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "jax_rocm7_plugin")
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
@@ -39,12 +41,22 @@ def keep_freed_memory() -> None:
     XLA on a CPU allocates its scratch memory anew each step; by default the kernel maps, clears and unmaps every
     page of it each time, at more than half the price of a small model's arithmetic (docs/benchmarks.md). The
     process's memory stays at its peak. Works only before the first JAX computation: after it, threads have arenas
-    of their own. Does nothing where the C library is not glibc.
+    of their own. Does nothing where the C library is not glibc, or where an accelerator does the arithmetic and
+    the host's memory is better given back.
     """
+    if not is_cpu_only():
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         for parameter, value in ((_M_ARENA_MAX, 1), (_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1)):
             mallopt(parameter, value)
+
+
+def is_cpu_only() -> bool:
+    """True if JAX will run on the CPU: told so, or no plugin for anything else is installed. Starts no backend."""
+    if platforms := os.environ.get("JAX_PLATFORMS"):
+        return platforms == "cpu"
+    return not any(importlib.util.find_spec(name) for name in ACCELERATOR_PLUGINS)
 
 
 @contextlib.contextmanager

@@ -47,6 +47,7 @@ def test_every_polytune_command_in_the_documents_parses(path):
     for line in commands(path.read_text("utf-8")):
         if line.startswith("polytune "):
             options = make_parser().parse_args(shlex.split(line)[1:])
+            assert options.verb == line.split()[1]
             if getattr(options, "recipe", None) in shipped_recipes():
                 load_recipe(options.recipe, options.overrides)
 

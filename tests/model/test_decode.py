@@ -129,3 +129,15 @@ def test_sampling_follows_the_tempered_distribution(params, one_device):
     np.testing.assert_allclose(share, jax.nn.softmax(logits / 2), atol=0.03)
     cold = draw(temperature=1e-4, key=jax.random.key(0))[0][:, 0]
     np.testing.assert_array_equal(cold, np.full(512, int(jnp.argmax(logits))))
+
+
+def test_draws_of_different_rows_and_steps_are_independent(params, one_device):
+    """With all-zero parameters every token is uniform: neighbours in a row or column agree one time in V."""
+    uniform = jax.tree.map(np.zeros_like, params)
+    tokens, _ = generate(
+        MODEL, AXES, uniform, jnp.ones((512, 1), jnp.int32), jnp.ones(512, jnp.int32), max_new_tokens=4,
+        stop_id=NEVER, sample=True, temperature=1.0, key=jax.random.key(5),
+    )  # fmt: skip
+    tokens = np.asarray(tokens)
+    for agree in (tokens[:, 1:] == tokens[:, :-1], tokens[1:] == tokens[:-1]):
+        assert 0.5 < agree.mean() * MODEL.vocab_size < 1.5
