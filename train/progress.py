@@ -17,12 +17,12 @@ def show_progress(*, start: int, steps: int, every: int, console: Console) -> It
     """Shows step, loss, real tokens/s (smoothed) and time left; `every` is the interval of plain lines."""
     if console.is_terminal:
         with _bar(console) as bar:
-            task = bar.add_task("train", total=steps, completed=start, loss="-", speed="compiling,")
+            task = bar.add_task("train", total=steps, completed=start, loss="-", speed="compiling ...")
             speed = _Smoothed()
 
             def show(record: StepRecord) -> None:
                 if record.step > start + 1:  # the first step holds the compilation
-                    bar.update(task, speed=f"{speed.add(record.tokens, record.seconds):,.0f}")
+                    bar.update(task, speed=f"{speed.add(record.tokens, record.seconds):,.0f} real tokens/s")
                 bar.update(task, completed=record.step, loss=f"{record.loss:.3f}")
 
             yield show
@@ -47,7 +47,7 @@ def _bar(console: Console) -> Progress:
     return Progress(
         TextColumn("step {task.completed}/{task.total}"),
         BarColumn(bar_width=None),
-        TextColumn("loss {task.fields[loss]}  {task.fields[speed]} real tokens/s  ETA"),
+        TextColumn("loss {task.fields[loss]}  {task.fields[speed]}  ETA"),
         TimeRemainingColumn(),
         console=console,
         refresh_per_second=4,
