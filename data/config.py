@@ -12,7 +12,7 @@ class TokenizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Which SentencePiece model turns text into ids."""
 
     path: str | None = None
-    """A SentencePiece `.model` file. None: train one on the mixture's training text."""
+    """A SentencePiece `.model` file. None: train one on the sources' texts, before any weighting."""
     vocab_size: Annotated[int, msgspec.Meta(ge=300)] = 4096
     """Pieces of a trained tokenizer, control tokens and 256 byte pieces included. Unused with `path`."""
     character_coverage: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9998
@@ -150,8 +150,9 @@ class PackingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Positions in a row (T)."""
     packed: bool = True
     """False: one example a row, the rest padding."""
-    overlong: Literal["drop", "error"] = "drop"
-    """Examples longer than a row: dropped and counted by language, or refused. Nothing is ever cut."""
+    overlong: Literal["drop", "error"] = "error"
+    """Examples longer than a row: the first one stops the run, or they are dropped and counted by language. Nothing is
+    ever cut."""
     block_examples: Annotated[int, msgspec.Meta(ge=16)] = 4096
     """Examples packed together; larger is fuller, smaller follows the mixture more finely."""
 

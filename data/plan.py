@@ -219,6 +219,12 @@ def _check_lost_languages(dataset: Dataset, config: DataConfig) -> None:
     for item in dataset.facts.dropped:
         if item.language not in dataset.facts.languages:
             lost[item.language] = min(item.shortest, lost.get(item.language, item.shortest))
+    bad = sorted(tag for tag in dataset.facts.bad_rows if tag and tag not in dataset.facts.languages)
+    if bad:
+        raise DataError(
+            f"every row of {', '.join(bad)} was skipped as bad, so these languages would get nothing; the reasons come "
+            "with data.bad_rows=error. Mend the rows, or leave those languages out with `where`"
+        )
     if lost:
         raise DataError(
             f"every example of {', '.join(sorted(lost))} is longer than data.packing.row_length="

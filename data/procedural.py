@@ -1,8 +1,8 @@
 """Tasks on short strings whose answers a function knows: rewrite by a rule, copy, reverse, sort.
 
-They show whether a model follows an instruction or recalls what it was trained on: held-out rules and strings
-occur in no training split, whatever its size and seed. Source: arXiv:2402.10891 (leftmost rewriting by rules;
-what decides whether unseen rules work is how many distinct ones were trained on).
+They show whether a model follows an instruction or recalls what it was trained on: held-out rules, and held-out
+strings as inputs, occur in no training split, whatever its size and seed. Source: arXiv:2402.10891 (leftmost rewriting
+by rules; what decides whether unseen rules work is how many distinct ones were trained on).
 """
 
 import random
@@ -18,6 +18,7 @@ from data.schema import Conversation, DataError, Turn
 
 ALPHABET = "abcdefghijkl"
 MIN_LETTERS = 4
+MOST_ATTEMPTS = 10_000
 # One rule and one string in five belong to the held-out split.
 HELDOUT_PART = 5
 _LETTERS_AT_END = re.compile(rf"(?<!\w)[{ALPHABET}](?: [{ALPHABET}])*$")
@@ -175,6 +176,15 @@ def _draw_text(rule: Rule, max_letters: int, *, is_no_op: bool, rng: random.Rand
     return rest[:place] + rule.left + rest[place:]
 
 
+def _attempts(source: ProceduralSource) -> Iterator[int]:
+    """Counts tries at one distinct example; DataError when there seem to be no more."""
+    yield from range(MOST_ATTEMPTS)
+    raise DataError(
+        f"source {source.name!r}: no room for {source.examples} distinct examples with strings of up to "
+        f"{source.max_letters} letters and {source.rules} rules; lower examples or raise max_letters or rules"
+    )
+
+
 def _endless_texts(count: int, rng: random.Random) -> Iterator[str]:
     while True:
         yield _draw_letters(rng, count)
@@ -194,10 +204,11 @@ def _rewrites(source: ProceduralSource, count: int, rng: random.Random) -> Itera
     rng.shuffle(no_ops)
     seen: set[tuple[Rule, str]] = set()
     for rule, is_no_op in zip(schedule, no_ops, strict=True):
-        while True:
+        attempts = _attempts(source)
+        text = None
+        while text is None or is_heldout(text) != heldout or (rule, text) in seen:
+            next(attempts)
             text = _draw_text(rule, source.max_letters, is_no_op=is_no_op, rng=rng)
-            if is_heldout(text) == heldout and (rule, text) not in seen:
-                break
         seen.add((rule, text))
         yield Example("rewrite", rule, text, rewrite_leftmost(text, rule.left, rule.right))
 
@@ -207,12 +218,15 @@ def _make_from(oracle: Callable[[str], str], task: str) -> ExampleMaker:
 
     def make(source: ProceduralSource, count: int, rng: random.Random) -> Iterator[Example]:
         seen: set[str] = set()
+        attempts = _attempts(source)
         while len(seen) < count:
+            next(attempts)
             text = _draw_letters(rng, rng.randint(MIN_LETTERS, source.max_letters))
             gives_itself_away = task != "copy" and oracle(text) == text
             if text in seen or gives_itself_away or is_heldout(text) != (source.split == "heldout"):
                 continue
             seen.add(text)
+            attempts = _attempts(source)
             yield Example(task, None, text, oracle(text))
 
     return make

@@ -33,6 +33,8 @@ def check_sources(sources: tuple[Source, ...]) -> None:
         if source.name in places:
             raise DataError(f"{place}.name {source.name!r} is taken by {places[source.name]}; give each its own")
         places[source.name] = place
+        if isinstance(source, CldrSource | ProceduralSource) and source.split == "heldout":
+            raise DataError(f"{place}.split is heldout: it is kept for evaluation; train on split: train")
         if isinstance(source, JsonlSource | TreeSource):
             check_language_rule(source.language, f"{place}.language")
         if isinstance(source, JsonlSource):

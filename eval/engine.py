@@ -60,6 +60,7 @@ def answer_scores(model: Model, requests: Sequence[Score], limits: Limits) -> li
     A request longer than `limits.max_length` keeps its first id, loses what follows it, and is marked. Raises
     EvalError where that would cut off an id that was asked for.
     """
+    check_scores(requests, limits.max_length)
     cut = [_cut_score(request, limits.max_length) for request in requests]
     totals = np.zeros(len(cut), np.float64)
     greedy = np.ones(len(cut), bool)
@@ -75,6 +76,17 @@ def answer_scores(model: Model, requests: Sequence[Score], limits: Limits) -> li
         Scored(float(total), int(short.weights.sum()), bool(is_greedy), len(short.ids) < len(request.ids))
         for request, short, total, is_greedy in zip(requests, cut, totals, greedy, strict=True)
     ]
+
+
+def check_scores(requests: Sequence[Score], max_length: int) -> None:
+    """Raises EvalError if an id that is asked for lies further than `max_length` from its request's end."""
+    long = (request for request in requests if len(request.ids) > max_length + 1)
+    needed = max((len(ids) - int(np.flatnonzero(weights)[0]) for ids, weights in long), default=0)
+    if needed > max_length:
+        raise EvalError(
+            f"a document needs {needed} tokens from its first scored one to its end, more than "
+            f"max_length={max_length}; set max_length to {needed + 1} or more"
+        )
 
 
 def answer_generations(model: Model, requests: Sequence[Generate], limits: Limits) -> list[Generated]:
@@ -197,12 +209,6 @@ def _cut_score(request: Score, max_length: int) -> Score:
     ids, weights = request
     if len(ids) <= max_length + 1:
         return request
-    asked = len(ids) - int(np.flatnonzero(weights)[0])
-    if asked > max_length:
-        raise EvalError(
-            f"a document needs {asked} tokens from its first scored one to its end, more than "
-            f"max_length={max_length}; set max_length to {asked + 1} or more"
-        )
     return Score(_cut_left(ids, max_length + 1), _cut_left(weights, max_length + 1))
 
 

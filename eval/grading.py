@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -12,7 +12,8 @@ from data.chat import encode_conversation, encode_prompt
 from data.procedural import ignore_rule_answer
 from data.schema import Conversation, Turn
 from data.tokenizer import Tokenizer
-from eval.engine import Limits, Model, answer_generations, answer_scores
+from eval.config import EvalError
+from eval.engine import Limits, Model, answer_generations, answer_scores, check_scores
 from eval.request import Generate, Generated, Score, Scored
 from eval.scoring import apply_filters, choose_options, is_exact_match, is_number_match
 from eval.stats import Ratio
@@ -34,32 +35,60 @@ class Graded(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """How a kind of task is answered and graded. The first metric is the one tables show."""
+    """How a kind of task is asked, answered and graded. The first metric is the one tables show."""
 
-    answer: Callable[[Any, Sequence[Document], Tokenizer, Model, Limits], list[Graded]]
+    ask: Callable[[Sequence[Document], Any, Tokenizer], list[Any]]
+    answer: Callable[[Model, Sequence[Any], Limits], list[Any]]
+    grade: Callable[[Sequence[Document], Any, Tokenizer, Sequence[Any]], list[Graded]]
     higher_is_better: dict[str, bool]
 
 
+def ask_task(
+    task: TaskConfig, documents: Sequence[Document], *, tokenizer: Tokenizer, max_length: int
+) -> list[Score] | list[Generate]:
+    """What the model will be asked, in order of documents; needs no model.
+
+    Raises EvalError where `max_length` would cut off a part of an answer that is scored.
+    """
+    requests = find_kind(task).ask(documents, task, tokenizer)
+    try:
+        check_scores([request for request in requests if isinstance(request, Score)], max_length)
+    except EvalError as error:
+        raise EvalError(f"task {task.name}: {error}") from error
+    return requests
+
+
 def grade_task(
-    task: TaskConfig, documents: Sequence[Document], *, tokenizer: Tokenizer, model: Model, limits: Limits
+    task: TaskConfig,
+    documents: Sequence[Document],
+    *,
+    requests: Sequence[Score] | Sequence[Generate],
+    tokenizer: Tokenizer,
+    model: Model,
+    limits: Limits,
 ) -> list[Graded]:
-    """Every document answered by the model and graded, in order."""
-    return find_kind(task).answer(task, documents, tokenizer, model, limits)
+    """Every document answered by the model and graded, in order; `requests` are those of `ask_task`."""
+    kind = find_kind(task)
+    return kind.grade(documents, task, tokenizer, kind.answer(model, requests, limits))
 
 
 def find_kind(task: TaskConfig) -> Kind:
     """How this task is answered, and its metrics."""
+    choice = {"acc": True, "acc_norm": True, "acc_bytes": True, "acc_tokens": True}
     return {
-        GenerateTask: Kind(_generate, {"exact_match": True, "stopped": True}),
-        ChoiceTask: Kind(_choose, {"acc": True, "acc_norm": True, "acc_bytes": True, "acc_tokens": True}),
-        HeldoutTask: Kind(_hold_out, {"bits_per_byte": False, "loss": False}),
+        GenerateTask: Kind(_ask_text, answer_generations, _grade_texts, {"exact_match": True, "stopped": True}),
+        ChoiceTask: Kind(_ask_options, answer_scores, _grade_choices, choice),
+        HeldoutTask: Kind(_ask_whole, answer_scores, _grade_losses, {"bits_per_byte": False, "loss": False}),
     }[type(task)]
 
 
-def _generate(
-    task: GenerateTask, documents: Sequence[Document], tokenizer: Tokenizer, model: Model, limits: Limits
-) -> list[Graded]:
-    requests = [
+def decode_answer(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
+    """The text of generated ids; those that round a model's vocabulary up beyond the tokenizer's spell nothing."""
+    return tokenizer.decode([int(token) for token in ids if token < tokenizer.vocab_size])
+
+
+def _ask_text(documents: Sequence[Document], task: GenerateTask, tokenizer: Tokenizer) -> list[Generate]:
+    return [
         Generate(
             np.array(encode_prompt(document.conversation.turns[:-1], tokenizer), np.int32),
             max_new_tokens=task.max_new_tokens,
@@ -67,17 +96,16 @@ def _generate(
         )
         for document in documents
     ]
-    answers = answer_generations(model, requests, limits)
+
+
+def _grade_texts(
+    documents: Sequence[Document], task: GenerateTask, tokenizer: Tokenizer, answers: Sequence[Generated]
+) -> list[Graded]:
     guesses = {name: _guess(name, documents) for name in task.baselines}
     return [
-        _grade_text(task, document, answer, _decode(answer, tokenizer), {n: g[i] for n, g in guesses.items()})
+        _grade_text(task, document, answer, decode_answer(tokenizer, answer.ids), {n: g[i] for n, g in guesses.items()})
         for i, (document, answer) in enumerate(zip(documents, answers, strict=True))
     ]
-
-
-def _decode(answer: Generated, tokenizer: Tokenizer) -> str:
-    """The answer's text; ids that round a model's vocabulary up beyond the tokenizer's spell nothing."""
-    return tokenizer.decode([token for token in answer.ids if token < tokenizer.vocab_size])
 
 
 def _grade_text(
@@ -102,14 +130,17 @@ def _grade_text(
     )
 
 
-def _choose(
-    task: ChoiceTask, documents: Sequence[Document], tokenizer: Tokenizer, model: Model, limits: Limits
+def _ask_options(documents: Sequence[Document], task: ChoiceTask, tokenizer: Tokenizer) -> list[Score]:
+    return [_ask_option(document, option, tokenizer) for document in documents for option in document.options]
+
+
+def _grade_choices(
+    documents: Sequence[Document], task: ChoiceTask, tokenizer: Tokenizer, answers: Sequence[Scored]
 ) -> list[Graded]:
-    requests = [_ask_option(document, option, tokenizer) for document in documents for option in document.options]
-    answers = iter(answer_scores(model, requests, limits))
+    remaining = iter(answers)
     majority = _guess("majority", documents)
     return [
-        _grade_choice(document, [next(answers) for _ in document.options], guess)
+        _grade_choice(document, [next(remaining) for _ in document.options], guess)
         for document, guess in zip(documents, majority, strict=True)
     ]
 
@@ -140,11 +171,14 @@ def _grade_choice(document: Document, answers: Sequence[Scored], guess: str) -> 
     )
 
 
-def _hold_out(
-    task: HeldoutTask, documents: Sequence[Document], tokenizer: Tokenizer, model: Model, limits: Limits
-) -> list[Graded]:
+def _ask_whole(documents: Sequence[Document], task: HeldoutTask, tokenizer: Tokenizer) -> list[Score]:
     encoded = [encode_conversation(document.conversation, tokenizer) for document in documents]
-    answers = answer_scores(model, [Score(each.ids, each.weights) for each in encoded], limits)
+    return [Score(each.ids, each.weights) for each in encoded]
+
+
+def _grade_losses(
+    documents: Sequence[Document], task: HeldoutTask, tokenizer: Tokenizer, answers: Sequence[Scored]
+) -> list[Graded]:
     uniform = math.log(tokenizer.vocab_size)
     return [
         Graded(

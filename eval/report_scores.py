@@ -143,7 +143,7 @@ def _raw_scores(task: str, metric: str, results: Results, untrained: Results | N
         error = entry.get(f"{name}_stderr,{filter_name}")
         known = {**results.baselines.get(task, {}), **results.baselines.get(subtask, {})}
         before = untrained.results.get(subtask, {}).get(metric) if untrained else None
-        if is_number(before):
+        if untrained and is_number(before) and _ask_the_same(task, subtask, results, untrained):
             known["untrained"] = before
         raw.append(
             _Raw(
@@ -155,6 +155,13 @@ def _raw_scores(task: str, metric: str, results: Results, untrained: Results | N
             )
         )
     return raw
+
+
+def _ask_the_same(task: str, subtask: str, one: Results, other: Results) -> bool:
+    """Whether both evaluations are of the same version of the task and as many documents."""
+    versions = [each.versions.get(subtask, each.versions.get(task)) for each in (one, other)]
+    counts = [each.n_samples.get(subtask, {}).get("effective") for each in (one, other)]
+    return versions[0] == versions[1] and counts[0] == counts[1]
 
 
 def _open_scale(raw: Sequence[_Raw]) -> Number:

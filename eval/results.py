@@ -18,6 +18,22 @@ RESULTS_FILE = "results.json"
 MISSING = "N/A"
 """Written for a standard error that one document cannot give, as lm-evaluation-harness does."""
 
+SECTIONS = (
+    "results",
+    "groups",
+    "group_subtasks",
+    "configs",
+    "versions",
+    "n-shot",
+    "higher_is_better",
+    "n-samples",
+    "baselines",
+    "macro",
+    "worst_languages",
+    "by_task",
+)
+"""The parts of results.json whose keys are names of tasks and subtasks."""
+
 
 class TaskResult(NamedTuple):
     """A task with its documents and what became of them, in the same order."""
@@ -27,6 +43,10 @@ class TaskResult(NamedTuple):
     graded: Sequence[Graded]
     original: Mapping[str, int]
     """Documents of each language before `limit`."""
+    limit: int | None = None
+    max_length: int | None = None
+    date: float | None = None
+    """Unix time of this task's evaluation: a results.json can hold tasks of several."""
 
 
 class Summary(NamedTuple):
@@ -51,7 +71,7 @@ def summarize(documents: Sequence[Document], values: Sequence[Mapping[str, Ratio
 
 def build_results(results: Sequence[TaskResult], facts: Mapping[str, Any]) -> dict[str, Any]:
     """The content of results.json; `facts` (config, date, hashes ...) are put in as they are."""
-    sections: defaultdict[str, dict[str, Any]] = defaultdict(dict)
+    sections: dict[str, dict[str, Any]] = {section: {} for section in SECTIONS}
     for result in results:
         for section, entries in _describe(result).items():
             sections[section].update(entries)
@@ -66,13 +86,36 @@ def list_samples(result: TaskResult) -> list[dict[str, Any]]:
     ]
 
 
-def write_results(folder: Path, built: Mapping[str, Any], results: Sequence[TaskResult]) -> None:
-    """Writes the samples and then results.json, each whole or not at all: where it is, they are."""
+def write_results(folder: Path, built: Mapping[str, Any], results: Sequence[TaskResult]) -> dict[str, Any]:
+    """Writes the samples and then results.json, each whole or not at all; returns what results.json now holds.
+
+    Other tasks of an earlier evaluation of the same checkpoint are kept; one of another checkpoint is replaced.
+    Raises EvalError if the earlier file is damaged.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    merged = merge_results(read_results(folder), built)
     for result in results:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in list_samples(result))
         _write_whole(folder / f"samples_{result.task.name}.jsonl", "".join(lines))
-    _write_whole(folder / RESULTS_FILE, json.dumps(built, ensure_ascii=False, indent=2) + "\n")
+    _write_whole(folder / RESULTS_FILE, json.dumps(merged, ensure_ascii=False, indent=2) + "\n")
+    return merged
+
+
+def merge_results(earlier: Mapping[str, Any] | None, built: Mapping[str, Any]) -> dict[str, Any]:
+    """`built` with the tasks of `earlier` that it does not have, if both are of the same checkpoint.
+
+    A task that both have is taken from `built` alone, with all its languages: numbers of two evaluations never
+    share a macro average.
+    """
+    if earlier is None or _identify(earlier) != _identify(built):
+        return dict(built)
+    subtasks = earlier.get("group_subtasks", {})
+    stale = {name for task in built["group_subtasks"] for name in (task, *subtasks.get(task, ()))}
+    kept = {
+        section: {name: entry for name, entry in earlier.get(section, {}).items() if name not in stale}
+        for section in SECTIONS
+    }
+    return {**built, **{section: {**kept[section], **built.get(section, {})} for section in SECTIONS}}
 
 
 def read_results(folder: Path) -> dict[str, Any] | None:
@@ -81,9 +124,15 @@ def read_results(folder: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        return json.loads(path.read_bytes())
+        return msgspec.convert(json.loads(path.read_bytes()), dict[str, Any])
     except ValueError as error:
         raise EvalError(f"{path} is damaged ({error}); delete it and evaluate that checkpoint again") from error
+
+
+def _identify(built: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What two evaluations share if and only if they are of the same checkpoint."""
+    config = built.get("config", {})
+    return (config.get("checkpoint"), config.get("step"), built.get("tokenizer_hash"), built.get("chat_template_sha"))
 
 
 def _describe(result: TaskResult) -> dict[str, dict[str, Any]]:
@@ -103,7 +152,10 @@ def _describe(result: TaskResult) -> dict[str, dict[str, Any]]:
         "results": {name: macro, **rows},
         "groups": {name: macro},
         "group_subtasks": {name: list(subtasks.values())},
-        "configs": {name: json.loads(msgspec.json.encode(result.task))},
+        "configs": {
+            name: json.loads(msgspec.json.encode(result.task))
+            | {"limit": result.limit, "max_length": result.max_length, "date": result.date}
+        },
         "versions": {each: result.task.version for each in (name, *subtasks.values())},
         "n-shot": {each: 0 for each in (name, *subtasks.values())},
         "higher_is_better": {each: kind.higher_is_better for each in (name, *subtasks.values())},

@@ -6,11 +6,12 @@ Its own process and its own mesh: it reads `params` and `meta` of a checkpoint, 
 """
 
 import argparse
+import functools
 import math
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from data.chat import template_hash
 from data.tokenizer import Tokenizer, load_tokenizer
 from eval.config import EvalConfig, EvalError
 from eval.engine import Limits, Model
-from eval.grading import grade_task
+from eval.grading import Graded, ask_task, grade_task
 from eval.results import TaskResult, build_results, read_results, write_results
 from eval.table import draw_table
 from eval.task import Document, TaskConfig, follow_recipe, load_documents, load_task, thin_out
@@ -35,8 +36,8 @@ from model.transformer import abstract
 def run_eval(config: EvalConfig, *, console: Console | None = None) -> dict[str, Any]:
     """Evaluates a checkpoint, writes results.json and samples beside it, prints tables; returns results.json.
 
-    Everything that can be wrong with the request is looked at before the model is loaded. Raises EvalError,
-    DataError or CheckpointError.
+    Everything that can be wrong with the request is looked at before the model is loaded. Tasks that results.json
+    already holds for this checkpoint stay in it. Raises EvalError, DataError or CheckpointError.
     """
     started = time.perf_counter()
     console = Console() if console is None else console
@@ -47,14 +48,22 @@ def run_eval(config: EvalConfig, *, console: Console | None = None) -> dict[str,
     tasks = [follow_recipe(task, meta["recipe"]) for task in named]
     documents = [_load_task_documents(task, config) for task in tasks]
     limits = Limits(config.batch_tokens, config.max_length or meta["recipe"]["data"]["packing"]["row_length"])
-    results = []
+    requests = [
+        ask_task(task, chosen, tokenizer=tokenizer, max_length=limits.max_length)
+        for task, (chosen, _) in zip(tasks, documents, strict=True)
+    ]
+    folder = Path(config.output) if config.output else checkpoint.run_dir / "eval" / str(checkpoint.step)
+    read_results(folder)  # A damaged one is refused now, not after the first task.
+    built: dict[str, Any] = {}
     with jax.set_mesh(make_mesh(config.mesh)):
         model = load_model(checkpoint, meta, config)
-        for task, chosen in zip(tasks, documents, strict=True):
-            results.append(_run_task(task, chosen, tokenizer=tokenizer, model=model, limits=limits, console=console))
-    built = build_results(results, _list_facts(config, checkpoint, meta, limits, time.perf_counter() - started))
-    folder = Path(config.output) if config.output else checkpoint.run_dir / "eval" / str(checkpoint.step)
-    write_results(folder, built, results)
+        for task, (chosen, original), asked in zip(tasks, documents, requests, strict=True):
+            answer = functools.partial(grade_task, requests=asked, tokenizer=tokenizer, model=model, limits=limits)
+            graded = _time_task(task, chosen, answer, console=console)
+            result = TaskResult(task, chosen, graded, original, config.limit, limits.max_length, time.time())
+            facts = _list_facts(config, checkpoint, meta, limits, time.perf_counter() - started)
+            # Written after each task: what fails later loses nothing that is computed.
+            built = write_results(folder, build_results([result], facts), [result])
     untrained = read_results(checkpoint.run_dir / "eval" / "0") if checkpoint.step else None
     for task in tasks:
         console.print(draw_table(built, task.name, untrained=untrained))
@@ -136,24 +145,25 @@ def _load_task_documents(task: TaskConfig, config: EvalConfig) -> tuple[list[Doc
     return thin_out(documents, config.limit), counts
 
 
-def _run_task(
+def _time_task(
     task: TaskConfig,
-    chosen: tuple[list[Document], Counter[str]],
+    documents: Sequence[Document],
+    grade: Callable[[TaskConfig, Sequence[Document]], list[Graded]],
     *,
-    tokenizer: Tokenizer,
-    model: Model,
-    limits: Limits,
     console: Console,
-) -> TaskResult:
-    documents, original = chosen
+) -> list[Graded]:
+    """The documents answered and graded, with a line on how long it took.
+
+    Raises EvalError if the likelihoods are not finite.
+    """
     started = time.perf_counter()
-    graded = grade_task(task, documents, tokenizer=tokenizer, model=model, limits=limits)
+    graded = grade(task, documents)
     if not all(math.isfinite(ratio.numerator) for each in graded for ratio in each.metrics.values()):
         raise EvalError(f"task {task.name}: the model's likelihoods are not finite; the checkpoint's training diverged")
     seconds = time.perf_counter() - started
-    counts = f"{len(documents)} documents, {len(original)} languages"
-    console.print(f"{task.name}: {counts}, {seconds:.1f} s", highlight=False)
-    return TaskResult(task, documents, graded, original)
+    languages = len({document.conversation.language for document in documents})
+    console.print(f"{task.name}: {len(documents)} documents, {languages} languages, {seconds:.1f} s", highlight=False)
+    return graded
 
 
 def _list_facts(

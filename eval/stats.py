@@ -36,10 +36,16 @@ def estimate(ratios: Sequence[Ratio]) -> Estimate:
 
 
 def macro_average(estimates: Iterable[Estimate]) -> Estimate:
-    """The mean of the values, every one counting the same, with the error of a mean of independent ones."""
+    """The mean of the values, every one counting the same; its standard error is the mean of theirs.
+
+    Most benchmarks ask every language the same items, translated, so an easy sample is easy in all of them: the
+    errors are no independent draws that would cancel out. The standard deviation of a mean is at most the mean of
+    the standard deviations (Cauchy-Schwarz), and equals it when the errors move together, which is assumed here.
+    The error is None where a language has none.
+    """
     items = list(estimates)
     errors = [item.stderr for item in items if item.stderr is not None]
-    stderr = math.sqrt(math.fsum(error**2 for error in errors)) / len(items) if len(errors) == len(items) else None
+    stderr = math.fsum(errors) / len(items) if len(errors) == len(items) else None
     return Estimate(math.fsum(item.value for item in items) / len(items), stderr, sum(item.n for item in items))
 
 

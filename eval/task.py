@@ -16,7 +16,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from data.bad_rows import BadRows
-from data.config import CldrSource, JsonlSource, ProceduralSource, Source
+from data.config import CldrSource, JsonlSource, ProceduralSource, Source, TreeSource
+from data.jsonl import find_files
 from data.schema import Conversation, DataError
 from data.sources import load_source
 from eval.config import EvalError
@@ -123,11 +124,22 @@ def decode_task(text: str, *, origin: str) -> TaskConfig:
 
 
 def follow_recipe(task: TaskConfig, recipe: Mapping[str, Any]) -> TaskConfig:
-    """The task with its sources filled in from the checkpoint's recipe, if it is one that follows it."""
+    """The task with its sources filled in from the checkpoint's recipe, if it is one that follows it.
+
+    Embedded sources of a kind that the recipe does not have are left out. Raises EvalError if none is left.
+    """
     if not task.follow_recipe:
         return task
     trained = [msgspec.convert(raw, Source) for raw in recipe["data"]["sources"]]
-    return msgspec.structs.replace(task, sources=tuple(_follow(source, trained) for source in task.sources))
+    followed = (_follow(source, trained) for source in task.sources)
+    sources = tuple(source for source in followed if source is not None)
+    if not sources:
+        kinds = " or ".join(sorted({str(source.__struct_config__.tag) for source in task.sources}))
+        raise EvalError(
+            f"task {task.name} asks what a {kinds} source of the recipe teaches, and this run was not trained on such "
+            f"data; leave the task out, or add a source of kind {kinds} to the recipe and train again"
+        )
+    return msgspec.structs.replace(task, sources=sources)
 
 
 def load_documents(task: TaskConfig, *, data_root: Path) -> list[Document]:
@@ -138,11 +150,8 @@ def load_documents(task: TaskConfig, *, data_root: Path) -> list[Document]:
     """
     documents: list[Document] = []
     for source in task.sources:
-        if isinstance(source, JsonlSource) and not any(data_root.glob(source.path)):
-            raise EvalError(
-                f"task {task.name} reads {source.path}, which is not under data_root {data_root}; "
-                f"set data_root to the folder that holds it"
-            )
+        if isinstance(source, JsonlSource | TreeSource):
+            _check_file(task.name, source.path, data_root)
         options = task.options if isinstance(task, ChoiceTask) else ()
         documents += _load_documents(source, options, data_root)
     return documents
@@ -162,6 +171,16 @@ def thin_out(documents: Sequence[Document], limit: int | None) -> list[Document]
         if total <= limit or (rank * limit) % total < limit:
             kept.append(document)
     return kept
+
+
+def _check_file(task: str, path: str, data_root: Path) -> None:
+    try:
+        find_files(path, data_root)
+    except DataError as error:
+        raise EvalError(
+            f"task {task} reads {path}, which is not under data_root {data_root}; "
+            f"set data_root to the folder that holds it"
+        ) from error
 
 
 def _load_documents(source: Source, options: Sequence[str], root: Path) -> list[Document]:
@@ -201,20 +220,31 @@ def _find_label(conversation: Conversation, options: tuple[str, ...]) -> int:
     return options.index(target)
 
 
-def _follow(source: Source, trained: Sequence[Source]) -> Source:
-    """An embedded source with the choices of the recipe's source of its kind, in its own split and tasks."""
+def _follow(source: Source, trained: Sequence[Source]) -> Source | None:
+    """An embedded source with the choices of the recipe's source of its kind, in its own split and tasks.
+
+    Of several, the first with a task in common is followed, else the first. None without any; sources of files
+    are returned as they are.
+    """
     shared = {
         CldrSource: ("languages", "facts", "seed"),
         ProceduralSource: ("languages", "rules", "max_letters", "max_side", "no_op_share", "seed"),
     }
-    fields = shared.get(type(source), ())
-    other = next((each for each in trained if type(each) is type(source)), None)
-    if other is None:
+    if not isinstance(source, CldrSource | ProceduralSource):
         return source
-    changes = {field: getattr(other, field) for field in fields}
-    if isinstance(other, CldrSource) and isinstance(source, CldrSource) and not source.tasks:
+    same_kind = [each for each in trained if isinstance(each, type(source))]
+    if not same_kind:
+        return None
+    other = next((each for each in same_kind if _shares_task(source, each)), same_kind[0])
+    changes = {field: getattr(other, field) for field in shared[type(source)]}
+    if isinstance(source, CldrSource) and not source.tasks:
         changes["tasks"] = other.tasks
     return msgspec.structs.replace(source, **changes)
+
+
+def _shares_task(one: CldrSource | ProceduralSource, other: CldrSource | ProceduralSource) -> bool:
+    """Whether the sources have a task in common; no tasks means all of them."""
+    return not one.tasks or not other.tasks or not set(one.tasks).isdisjoint(other.tasks)
 
 
 def _nearest_field(message: str) -> str:

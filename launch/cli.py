@@ -76,6 +76,8 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--output", metavar="DIR", help="where to write (default: RUN/eval/STEP)")
     evaluate.add_argument("--data-root", default=".", help="folder that the tasks' files are relative to")
     evaluate.add_argument("--limit", type=int, help="at most this many documents per language and task")
+    evaluate.add_argument("--max-length", type=int, help="longest input in tokens (default: the run's row length)")
+    evaluate.add_argument("--batch-tokens", type=int, default=16384, help="positions computed at once")
     evaluate.add_argument(
         "--fsdp", type=int, default=-1, help="devices on the fsdp axis of its own mesh (default: all)"
     )
@@ -119,20 +121,24 @@ def _train(options: argparse.Namespace, console: Console) -> int:
 
 
 def _eval(options: argparse.Namespace, console: Console) -> int:
+    import msgspec
+
     from eval.config import EvalConfig
     from eval.run import run_eval
     from launch.runtime import set_up_process
-    from model.parallel import MeshConfig
 
     set_up_process()
-    config = EvalConfig(
-        checkpoint=options.checkpoint,
-        tasks=tuple(options.tasks.split(",")),
-        output=options.output,
-        data_root=options.data_root,
-        limit=options.limit,
-        mesh=MeshConfig(fsdp=options.fsdp, tensor=options.tensor),
-    )
+    fields = {
+        "checkpoint": options.checkpoint,
+        "tasks": options.tasks.split(","),
+        "output": options.output,
+        "data_root": options.data_root,
+        "limit": options.limit,
+        "max_length": options.max_length,
+        "batch_tokens": options.batch_tokens,
+        "mesh": {"fsdp": options.fsdp, "tensor": options.tensor},
+    }
+    config = msgspec.convert(fields, EvalConfig)
     run_eval(config, console=console)
     return 0
 

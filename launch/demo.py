@@ -16,16 +16,21 @@ from rich.console import Console
 
 from data.cldr import cldr_conversations
 from data.config import CldrSource, ProceduralSource
+from data.dataset import read_dataset
 from data.languages import own_name
+from data.pipeline import make_batch
+from data.plan import read_plan
 from data.procedural import ignore_rule_answer, procedural_conversations
 from data.schema import Conversation
 from eval.report import write_report
 from launch.config import Recipe, RecipeError
 from launch.generate import answer_prompts
 from launch.recipe import load_recipe
+from launch.runtime import lock_run_dir
 from model.checkpoint import newest_step
-from train.metrics import read_metrics
+from train.metrics import describe_batch, read_metrics
 
+DEMO_MARK = ".demo"
 TASKS = "facts,rewrite,heldout"
 SHOWN_LANGUAGES = ("en", "ar", "hi", "ja", "sw", "ru", "th", "de")
 
@@ -50,17 +55,19 @@ def run_demo(overrides: Sequence[str], *, console: Console) -> int:
     recipe = load_recipe("demo", overrides)
     run_dir = Path(recipe.run.dir)
     began = time.monotonic()
-    _clear_old_demo(run_dir, console)
+    clear_old_demo(run_dir, console)
     _headline(console, "1/5  train on facts and procedures in many languages, and be killed half-way")
-    kill_step = random.Random(recipe.run.seed).randint(recipe.train.steps * 2 // 5, recipe.train.steps * 3 // 5)
+    kill_step = pick_kill_step(recipe)
     _train_and_kill(overrides, run_dir, kill_step, console)
     _headline(console, "2/5  the same command again")
     _run_polytune(["train", "demo", *overrides])
-    audit = audit_resume(read_metrics(run_dir), steps=recipe.train.steps, batch_rows=recipe.train.batch_rows)
+    audit = audit_resume(
+        read_metrics(run_dir), steps=recipe.train.steps, batch_rows=recipe.train.batch_rows, owed=list_digests(run_dir)
+    )
     console.print(
         f"killed after step {audit.killed_after}, resumed from step {audit.resumed_from}: the {audit.repeated} steps "
-        "in between were made again on the same batches (equal digests), and the run as it now stands saw all "
-        f"{audit.steps * recipe.train.batch_rows:,} rows of its {audit.steps:,} steps once each, in order",
+        f"in between were made again on the same batches. All {audit.steps:,} steps saw the batches the plan owed: "
+        f"every logged digest is that of its own rows, {audit.steps * recipe.train.batch_rows:,} rows in order",
         highlight=False,
     )
     _headline(console, "3/5  evaluate in another process, on another mesh (2 simulated devices)")
@@ -75,10 +82,31 @@ def run_demo(overrides: Sequence[str], *, console: Console) -> int:
     return 0
 
 
-def audit_resume(records: Sequence[dict[str, Any]], *, steps: int, batch_rows: int) -> Audit:
+def pick_kill_step(recipe: Recipe) -> int:
+    """A step near the middle, half-way between two saves, so that the resumed run has steps to make again."""
+    every = recipe.checkpoint.save_every
+    return min(recipe.train.steps // 2 // every * every + every // 2, recipe.train.steps - 1)
+
+
+def list_digests(run_dir: Path) -> list[str]:
+    """Digest of the batch that the stored plan owes each step, in order, made from the plan anew."""
+    dataset, plan = read_dataset(run_dir / "plan" / "dataset"), read_plan(run_dir / "plan")
+    rows = plan.summary["batch_rows"]
+    return [
+        describe_batch(
+            make_batch(dataset, plan, range(first, first + rows)),
+            first_row=first,
+            num_languages=len(dataset.facts.languages),
+        ).digest
+        for first in range(0, plan.rows, rows)
+    ]
+
+
+def audit_resume(records: Sequence[dict[str, Any]], *, steps: int, batch_rows: int, owed: Sequence[str]) -> Audit:
     """Proof, from the log of a run killed once, that the resumed process saw the batches it owed.
 
-    Raises DemoError when a step is missing, on other rows than its number says, or was repeated on another batch.
+    `owed` has the digest of each step's batch. Raises DemoError when a step is missing, or was made, by either process,
+    on other rows than its number says or on a batch with another digest.
     """
     starts = [record for record in records if record["kind"] == "start"]
     if len(starts) != 2:
@@ -90,16 +118,15 @@ def audit_resume(records: Sequence[dict[str, Any]], *, steps: int, batch_rows: i
     first, second = made[1], made[2]
     resumed_from = starts[1]["step"]
     for step in range(1, steps + 1):
-        record = second.get(step) if step > resumed_from else first.get(step)
-        if record is None:
+        if step not in (second if step > resumed_from else first):
             raise DemoError(f"step {step} is missing from metrics.jsonl")
-        if record["rows"] != [(step - 1) * batch_rows, step * batch_rows]:
-            raise DemoError(f"step {step} was made on rows {record['rows']}, not on its own")
-    repeated = sorted(first.keys() & second.keys())
-    for step in repeated:
-        if first[step]["digest"] != second[step]["digest"]:
-            raise DemoError(f"step {step} saw another batch after the resume than before it")
-    return Audit(killed_after=max(first), resumed_from=resumed_from, repeated=len(repeated), steps=steps)
+        for record in (made[step] for made in (first, second) if step in made):
+            if record["rows"] != [(step - 1) * batch_rows, step * batch_rows]:
+                raise DemoError(f"step {step} was made on rows {record['rows']}, not on its own")
+            if record["digest"] != owed[step - 1]:
+                raise DemoError(f"step {step} saw batch {record['digest']}, the plan owed it {owed[step - 1]}")
+    repeated = len(first.keys() & second.keys())
+    return Audit(killed_after=max(first), resumed_from=resumed_from, repeated=repeated, steps=steps)
 
 
 def pick_prompts(recipe: Recipe) -> list[Conversation]:
@@ -115,14 +142,16 @@ def pick_prompts(recipe: Recipe) -> list[Conversation]:
     return [*chosen, chooser.choice([it for it in rewrites if it.turns[-1].content != ignore_rule_answer(it)])]
 
 
-def _clear_old_demo(run_dir: Path, console: Console) -> None:
-    """Removes an earlier demo's run; refuses to touch a directory that is something else."""
-    if not run_dir.exists() or not any(run_dir.iterdir()):
-        return
-    if not (run_dir / "recipe.yaml").exists() and not (run_dir / ".lock").exists():
-        raise RecipeError(f"{run_dir} exists and is no run directory; give run.dir=ANOTHER")
-    console.print(f"removing the earlier run in {run_dir}", highlight=False)
-    shutil.rmtree(run_dir)
+def clear_old_demo(run_dir: Path, console: Console) -> None:
+    """Removes an earlier demo's run and marks the directory as a demo's; refuses to touch anything else."""
+    if run_dir.exists() and any(run_dir.iterdir()):
+        if not (run_dir / DEMO_MARK).exists():
+            raise RecipeError(f"{run_dir} was not made by the demo and is left as it is; give run.dir=ANOTHER")
+        with lock_run_dir(run_dir):
+            console.print(f"removing the earlier demo in {run_dir}", highlight=False)
+            shutil.rmtree(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / DEMO_MARK).touch()
 
 
 def _headline(console: Console, text: str) -> None:

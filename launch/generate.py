@@ -13,6 +13,7 @@ from data.chat import encode_prompt
 from data.schema import Turn
 from data.tokenizer import Tokenizer
 from eval.config import EvalConfig
+from eval.grading import decode_answer
 from eval.run import load_matching_tokenizer, load_model
 from launch.runtime import set_up_process
 from model.checkpoint import find_checkpoint, read_meta
@@ -62,6 +63,8 @@ def answer_prompts(
     seed: int,
 ) -> list[Answer]:
     """The answers, in order, computed as one batch on one device. Raises CheckpointError, EvalError, ValueError."""
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens={max_new_tokens}; give at least 1")
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise ValueError("a prompt is empty; give text, e.g. --prompt 'What comes after Monday?'")
     found = find_checkpoint(checkpoint)
@@ -94,4 +97,4 @@ def pad_right(encoded: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]
 
 
 def _decode(tokenizer: Tokenizer, ids: np.ndarray, count: int, limit: int) -> Answer:
-    return Answer(text=tokenizer.decode([int(i) for i in ids[:count]]), stopped=count < limit)
+    return Answer(text=decode_answer(tokenizer, ids[:count].tolist()), stopped=count < limit)

@@ -24,6 +24,7 @@ from model.config import ModelConfig
 from model.parallel import AxisRules, check_divisible
 from train.loop import Outcome, TrainJob, head_positions, run_training
 from train.metrics import read_metrics
+from train.optim import make_schedule
 from train.progress import show_progress
 from train.step import StepSpec
 
@@ -34,6 +35,10 @@ EXIT_STOPPED = 75
 def run_train(recipe: Recipe, *, recipe_name: str, console: Console) -> int:
     """Trains the recipe and returns the exit code: 0 when finished, EXIT_STOPPED when stopped by a signal."""
     set_up_process()
+    if jax.process_count() > 1:
+        raise RecipeError(
+            f"{jax.process_count()} processes: this version trains in one process; start it without a cluster"
+        )
     run_dir = Path(recipe.run.dir)
     with use_mesh(recipe.mesh) as mesh:
         check_sizes(recipe, mesh)
@@ -44,7 +49,6 @@ def run_train(recipe: Recipe, *, recipe_name: str, console: Console) -> int:
                 seed=recipe.run.seed, run_dir=run_dir,
             )  # fmt: skip
             job = make_job(recipe, prepared)
-            write_recipe(recipe, run_dir / "recipe.yaml")
             if newest_step(run_dir) is None:
                 print_plan(prepared.plan.summary, job, mesh, console)
             outcome = _train(recipe, prepared, job, console)
@@ -57,7 +61,8 @@ def run_train(recipe: Recipe, *, recipe_name: str, console: Console) -> int:
 
 
 def check_sizes(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:
-    """Raises ValueError, before any data is read, for sizes the mesh does not divide."""
+    """Raises ValueError, before any data is read: a size the mesh does not divide, a warm-up that does not fit."""
+    make_schedule(recipe.optim, recipe.train.steps)
     axes = AxisRules()
     rows = recipe.train.batch_rows // recipe.train.microbatches
     check_divisible(
@@ -162,6 +167,7 @@ def _train(recipe: Recipe, prepared: Prepared, job: TrainJob, console: Console) 
         )  # fmt: skip
 
     def on_start(outcome: Outcome) -> None:
+        write_recipe(recipe, job.run_dir / "recipe.yaml")  # only now: a run that never started claims no directory
         for path in outcome.set_aside:
             console.print(f"[bold yellow]half written[/] checkpoint {path.name} set aside in {path}", soft_wrap=True)
         if outcome.resumed_from is not None:

@@ -129,8 +129,9 @@ def load_items(step_dir: Path, targets: dict[str, Any]) -> dict[str, Any]:
             )
         except Exception as error:
             raise CheckpointError(
-                f"{step_dir} cannot be read ({type(error).__name__}: {str(error)[:300]}); it is damaged: "
-                f"delete it and use one of {_others(step_dir.parent.parent, but=step_dir.name)}"
+                f"{step_dir} could not be read ({type(error).__name__}: {str(error)[:300]}). Nothing was changed; "
+                "if the file system is well, the checkpoint is damaged: use one of "
+                f"{_others(step_dir.parent.parent, but=step_dir.name)}"
             ) from error
 
 

@@ -64,3 +64,12 @@ def test_each_verb_has_an_example_that_parses_and_is_in_its_help(verb, capsys):
         make_parser().parse_args([verb, "--help"])
     assert stop.value.code == 0
     assert f"example: {EXAMPLES[verb]}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_no_document_has_a_gap_left_to_fill_or_a_dead_link(path):
+    text = path.read_text("utf-8")
+    assert not re.search(r"@[A-Z_]+@|TODO|FIXME", text)
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        if "://" not in target:
+            assert (path.parent / target).exists(), target

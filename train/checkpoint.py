@@ -89,9 +89,9 @@ def set_aside_incomplete(run_dir: Path) -> list[Path]:
     A kill while saving leaves one; it is never read, and moving it makes room for its step to be saved again.
     """
     moved = []
+    shutil.rmtree(run_dir / "incomplete", ignore_errors=True)  # those of earlier kills: only the last is worth a look
     for path in list_steps(run_dir)[1]:
         place = run_dir / "incomplete" / path.name
-        shutil.rmtree(place, ignore_errors=True)
         place.parent.mkdir(exist_ok=True)
         moved.append(path.rename(place))
     return moved

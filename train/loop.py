@@ -178,6 +178,7 @@ def _advance(job, tx, schedule, state, next_row, batches, writer, saver, stop, s
             jax.block_until_ready(metrics)
             write_pending(time.monotonic())
             pending = None
+            writer.write_languages()
             saver.save(state, step=step, next_row=next_row)
         if stopping:
             return step

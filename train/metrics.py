@@ -86,10 +86,27 @@ class MetricsWriter:
         self._clear()
 
     def close(self) -> None:
-        """Closes both files."""
-        self._file.close()
-        if self._board:
-            self._board.close()
+        """Writes what is left and closes both files."""
+        try:
+            self.write_languages()
+            self._file.close()
+        finally:
+            if self._board and self._is_board_alive():
+                self._board.close()
+
+    def _add_scalar(self, name: str, value: float, step: int) -> None:
+        # Its writer is a thread with a bounded queue: once that has died (a full disk), an add would wait forever.
+        if not self._is_board_alive():
+            raise OSError(
+                "TensorBoard's writer has stopped, most likely because the disk is full; make room and run the same "
+                "command again, or set train.tensorboard=false"
+            )
+        assert self._board is not None
+        self._board.add_scalar(name, value, step)
+
+    def _is_board_alive(self) -> bool:
+        writer: Any = self._board
+        return writer.file_writer.event_writer._worker.is_alive()
 
     def write_start(self, step: int, facts: dict[str, Any]) -> None:
         """Notes that a process begins (or resumes) after this step."""
@@ -146,27 +163,37 @@ class MetricsWriter:
         )
         if self._board:
             for name in ("loss", "grad_norm", "learning_rate", "padding"):
-                self._board.add_scalar(f"train/{name}", getattr(record, name), record.step)
-            self._board.add_scalar("speed/tokens_per_s", record.tokens / record.seconds, record.step)
+                self._add_scalar(f"train/{name}", getattr(record, name), record.step)
+            self._add_scalar("speed/tokens_per_s", record.tokens / record.seconds, record.step)
 
     def _clear(self) -> None:
         self._loss_R = np.zeros(len(self._languages))
         self._weight_R = np.zeros(len(self._languages))
         self._tokens_R = np.zeros(len(self._languages), np.int64)
         self._first_step: int | None = None
+        self._last_step = 0
 
     def _add_languages(self, step: int, metrics: StepMetrics, facts: BatchFacts) -> None:
         self._loss_R += metrics.sums.loss_R
         self._weight_R += metrics.sums.weight_R
         self._tokens_R += facts.tokens_R
         self._first_step = step if self._first_step is None else self._first_step
-        if step % self._every:
+        self._last_step = step
+        if step % self._every == 0:
+            self.write_languages()
+
+    def write_languages(self) -> None:
+        """Writes the sums by language of the steps since the last such record, if there are any.
+
+        To be called with every save, so that no sum spans a step that a resumed run may start from.
+        """
+        if self._first_step is None:
             return
         seen = [i for i in range(1, len(self._languages)) if self._tokens_R[i]]
         self._write(
             {
                 "kind": "languages",
-                "step": step,
+                "step": self._last_step,
                 "first_step": self._first_step,
                 "loss_sum": {self._languages[i]: round(float(self._loss_R[i]), 4) for i in seen},
                 "weight": {self._languages[i]: float(self._weight_R[i]) for i in seen},
@@ -177,7 +204,7 @@ class MetricsWriter:
             for i in seen:
                 if self._weight_R[i]:
                     loss = self._loss_R[i] / self._weight_R[i]
-                    self._board.add_scalar(f"loss_by_language/{self._languages[i]}", loss, step)
+                    self._add_scalar(f"loss_by_language/{self._languages[i]}", loss, self._last_step)
         self._clear()
 
     def _write(self, record: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ def make_config(root, **fields):
         ),
         language=LanguageRule(field="lang"),
     )
-    packing = PackingConfig(row_length=64, block_examples=32)
+    packing = PackingConfig(row_length=64, block_examples=32, overlong="drop")
     return DataConfig(**{"sources": (source,), "root": str(root), "packing": packing, **fields})
 
 
@@ -245,7 +245,7 @@ def test_losing_more_than_allowed_refuses_the_run(root, run_dir):
 
 
 def test_every_row_too_long_is_an_error_that_says_what_would_fit(root, run_dir):
-    config = make_config(root, packing=PackingConfig(row_length=8), max_dropped=1.0)
+    config = make_config(root, packing=PackingConfig(row_length=8, overlong="drop"), max_dropped=1.0)
     with pytest.raises(DataError, match=r"all 80 are longer than data.packing.row_length=8 .*so set it to \d+"):
         run(config, run_dir)
 

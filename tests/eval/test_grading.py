@@ -8,8 +8,9 @@ from data.chat import encode_conversation
 from data.config import TokenizerConfig
 from data.schema import Conversation, Turn
 from data.tokenizer import train_tokenizer
+from eval.config import EvalError
 from eval.engine import Limits, Model, answer_scores
-from eval.grading import grade_task
+from eval.grading import ask_task, decode_answer, grade_task
 from eval.request import Generated, Score, Scored
 from eval.task import ChoiceTask, Document, GenerateTask, HeldoutTask
 from model.config import ComputeConfig, ModelConfig
@@ -47,7 +48,8 @@ def make_document(question, answer, *, language="en", options=(), task="t"):
 
 
 def grade(task, documents, tokenizer, model):
-    return grade_task(task, documents, tokenizer=tokenizer, model=model, limits=LIMITS)
+    requests = ask_task(task, documents, tokenizer=tokenizer, max_length=LIMITS.max_length)
+    return grade_task(task, documents, requests=requests, tokenizer=tokenizer, model=model, limits=LIMITS)
 
 
 def values(graded, name):
@@ -152,6 +154,19 @@ def test_ids_beyond_the_tokenizer_spell_nothing(tokenizer, model, monkeypatch):
     task = GenerateTask(name="g", version=1, sources=SOURCES, max_new_tokens=8)
     (graded,) = grade(task, [make_document("q", "yes")], tokenizer, model)
     assert graded.metrics["exact_match"].numerator == 1
+    ids = np.array([*tokenizer.encode("no"), tokenizer.vocab_size, tokenizer.end_id], np.int32)
+    assert decode_answer(tokenizer, ids) == "no"
+
+
+def test_an_answer_too_long_to_score_is_refused_before_a_model_is_needed(tokenizer):
+    task = HeldoutTask(name="h", version=1, sources=SOURCES)
+    documents = [make_document("q" * 99, "x" * count) for count in (3, 40, 30)]
+    needed = len(tokenizer.encode("x" * 40)) + 1  # and its end of turn
+    assert len(ask_task(task, documents, tokenizer=tokenizer, max_length=needed)) == 3
+    with pytest.raises(EvalError, match=f"task h: a document needs {needed} tokens .* max_length to {needed + 1}"):
+        ask_task(task, documents, tokenizer=tokenizer, max_length=needed - 1)
+    generate = GenerateTask(name="g", version=1, sources=SOURCES, max_new_tokens=8)
+    assert len(ask_task(generate, documents, tokenizer=tokenizer, max_length=8)) == 3
 
 
 def test_the_prompt_is_that_of_training(tokenizer, model, monkeypatch):

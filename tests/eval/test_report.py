@@ -17,6 +17,7 @@ from eval.report_names import (
     visible,
 )
 from eval.report_samples import answer_text, prompt_text
+from eval.report_scores import task_scores
 from eval.run_files import LanguagesRecord, PlanCell, StartRecord, StepRecord, last_of_each_step, read_run
 
 VOID = {"meta", "input", "br", "link"}
@@ -106,6 +107,26 @@ def test_headline_is_the_macro_average_given_by_the_results(demo, tmp_path):
     macro = json.loads((run_dir / "eval/300/results.json").read_text())["groups"]["facts"]["exact_match,none"]
     assert f'<dt>facts, exact match</dt><dd class="value">{100 * macro:.1f}%</dd>' in html
     assert "untrained\N{NO-BREAK SPACE}2.5%" in html and "majority\N{NO-BREAK SPACE}9.0%" in html
+
+
+@pytest.mark.parametrize("change", ["version", "documents"])
+def test_the_untrained_model_is_no_baseline_where_it_was_asked_something_else(tmp_path, change):
+    run_dir = write_fake_run(tmp_path / "run", languages=("en", "ar"))
+    path = run_dir / "eval/0/results.json"
+    before = json.loads(path.read_text())
+    if change == "version":
+        before["versions"]["facts"] = 2
+    else:
+        for tag in ("en", "ar"):
+            before["n-samples"][f"facts_{tag}"]["effective"] = 20
+    path.write_text(json.dumps(before))
+    results = read_run(run_dir).evaluations
+    names = describe_languages(("en", "ar"))
+    marks = {
+        view.task: {mark.kind for score in view.scores for mark in score.marks}
+        for view in task_scores(results[300], untrained=results[0], names=names)
+    }
+    assert marks["facts"] == {"majority"} and "untrained" in marks["topics"]
 
 
 def test_text_of_data_model_and_recipe_is_escaped(tmp_path):

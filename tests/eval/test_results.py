@@ -112,11 +112,52 @@ def test_files_are_written_whole_and_samples_carry_hashes(tmp_path, result, buil
     assert rows[0]["doc_hash"] != rows[1]["doc_hash"] and rows[0]["target_hash"] == rows[1]["target_hash"]
 
 
-def test_a_damaged_earlier_result_is_an_error(tmp_path):
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_damaged_earlier_result_is_an_error(tmp_path, text):
     assert read_results(tmp_path) is None
-    (tmp_path / "results.json").write_text("{")
+    (tmp_path / "results.json").write_text(text)
     with pytest.raises(EvalError, match="damaged"):
         read_results(tmp_path)
+
+
+CHECKPOINT = {"config": {"step": 10, "checkpoint": "run/10"}, "tokenizer_hash": "t", "chat_template_sha": "c"}
+
+
+def write_task(folder, name, languages, facts, *, limit=None, date=1.0):
+    documents = [make_document(tag, i) for tag in languages for i in range(2)]
+    task = msgspec.structs.replace(FACTS, name=name)
+    graded = [grade(1.0) for _ in documents]
+    result = TaskResult(task, documents, graded, dict.fromkeys(languages, 2), limit, 64, date)
+    return write_results(folder, build_results([result], facts), [result])
+
+
+def test_a_second_evaluation_of_a_step_keeps_the_tasks_of_the_first(tmp_path):
+    write_task(tmp_path, "facts", ("fr", "sw"), CHECKPOINT, limit=2)
+    write_task(tmp_path, "facts_more", ("fr",), CHECKPOINT, date=2.0)
+    built = write_task(tmp_path, "facts", ("fr", "th"), {**CHECKPOINT, "date": 3.0}, limit=5, date=3.0)
+    assert read_results(tmp_path) == built and built["date"] == 3.0
+    # Swahili is gone with the evaluation it came from; facts_more is no language of facts.
+    names = {"facts", "facts_fr", "facts_th", "facts_more", "facts_more_fr"}
+    for section in ("results", "versions", "n-shot", "higher_is_better", "baselines"):
+        assert built[section].keys() == names
+    for section in ("groups", "group_subtasks", "configs", "macro", "worst_languages"):
+        assert built[section].keys() == {"facts", "facts_more"}
+    assert built["n-samples"].keys() == {"facts_fr", "facts_th", "facts_more_fr"}
+    asked = {name: (each["limit"], each["max_length"], each["date"]) for name, each in built["configs"].items()}
+    assert asked == {"facts": (5, 64, 3.0), "facts_more": (None, 64, 2.0)}
+    assert "macro average of 1" in show(draw_table(built, "facts_more"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"config": {**CHECKPOINT["config"], "step": 11}}, {"tokenizer_hash": "u"}, {"chat_template_sha": "d"},
+     {"config": {**CHECKPOINT["config"], "checkpoint": "other/10"}}],
+)  # fmt: skip
+def test_results_of_another_checkpoint_are_not_mixed_in(tmp_path, change):
+    write_task(tmp_path, "facts", ("fr",), CHECKPOINT)
+    write_task(tmp_path, "other", ("fr",), {**CHECKPOINT, **change})
+    found = read_results(tmp_path)
+    assert found is not None and found["results"].keys() == {"other", "other_fr"}
 
 
 def show(renderable):

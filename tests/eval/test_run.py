@@ -177,6 +177,36 @@ def test_a_model_that_diverged_gives_an_error_not_a_score(run_dir, monkeypatch):
         evaluate(run_dir, ("heldout",), limit=1)
 
 
+def test_a_failure_loses_no_task_that_came_before_it(run_dir, tmp_path, monkeypatch):
+    from eval import run
+
+    grade = run.grade_task
+
+    def fail_second(task, documents, **given):
+        if task.name == "heldout":
+            raise MemoryError
+        return grade(task, documents, **given)
+
+    monkeypatch.setattr(run, "grade_task", fail_second)
+    with pytest.raises(MemoryError):
+        evaluate(run_dir, ("facts", "heldout"), limit=1, output=str(tmp_path))
+    kept = json.loads((tmp_path / "results.json").read_text())
+    assert kept["groups"].keys() == {"facts"} and kept["configs"]["facts"]["limit"] == 1
+    assert (tmp_path / "samples_facts.jsonl").is_file()
+    monkeypatch.undo()
+    built = evaluate(run_dir, ("heldout",), limit=1, output=str(tmp_path))
+    assert built["groups"].keys() == {"facts", "heldout"} and built["groups"]["facts"] == kept["groups"]["facts"]
+
+
+def test_what_cannot_be_scored_or_written_is_found_before_the_model_is_loaded(run_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr("eval.run.load_params", None)
+    with pytest.raises(EvalError, match="task heldout: a document needs .* set max_length to"):
+        evaluate(run_dir, ("facts", "heldout"), max_length=8)
+    (tmp_path / "results.json").write_text("{")
+    with pytest.raises(EvalError, match="damaged"):
+        evaluate(run_dir, ("facts",), output=str(tmp_path))
+
+
 def test_a_mesh_that_does_not_divide_the_model_says_which_size(run_dir):
     with pytest.raises(ValueError, match=r"model.num_kv_heads=2 is not divisible by mesh axis tensor=8"):
         evaluate(run_dir, ("facts",), mesh=MeshConfig(fsdp=1, tensor=8))

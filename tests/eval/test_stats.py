@@ -37,9 +37,11 @@ def test_macro_average_weighs_languages_alike():
     assert macro_average([large, small]) == Estimate(0.5, 0.0, 1002)
 
 
-def test_macro_stderr_is_of_independent_languages():
+def test_macro_stderr_is_not_made_small_by_asking_the_same_items_in_more_languages():
     result = macro_average([Estimate(0.2, 0.03, 10), Estimate(0.6, 0.04, 10)])
-    assert result == Estimate(pytest.approx(0.4), pytest.approx(0.025), 20)
+    assert result == Estimate(pytest.approx(0.4), pytest.approx(0.035), 20)
+    same = estimate([Ratio(value) for value in (1, 0, 1, 1)])
+    assert macro_average([same] * 9) == Estimate(0.75, pytest.approx(0.25), 36)
 
 
 def test_worst_languages_follow_the_direction_of_the_metric():

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from data.cldr import cldr_conversations
-from data.config import CldrSource, JsonlSource
+from data.config import CldrSource, JsonlSource, ProceduralSource
 from data.schema import DataError
 from eval.config import EvalConfig, EvalError
 from eval.task import ChoiceTask, decode_task, follow_recipe, list_tasks, load_documents, load_task, thin_out
@@ -48,8 +48,8 @@ def test_every_shipped_task_decodes_under_its_own_name():
 
 def test_bits_per_byte_asks_in_the_words_of_the_tasks():
     by_name = {source.name: source for source in load_task("bits_per_byte").sources}
-    for name in ("sib200", "xcopa", "mgsm"):
-        assert load_task(name).sources == (by_name[name],)
+    assert list(by_name) == ["xcopa", "afriqa", "tata"]
+    assert load_task("xcopa").sources == (by_name["xcopa"],)
 
 
 def test_an_unknown_task_names_the_nearest_and_the_list():
@@ -108,6 +108,15 @@ def test_a_reference_that_is_no_option_is_refused(rows_root):
 def test_missing_files_name_task_file_and_folder(tmp_path):
     with pytest.raises(EvalError, match=f"task topic reads rows.jsonl, which is not under data_root {tmp_path}"):
         load_documents(decode_task(CHOICE, origin=""), data_root=tmp_path)
+    text = CHOICE.replace("path: rows.jsonl", f"path: {tmp_path / 'rows-*.jsonl'}")
+    with pytest.raises(EvalError, match=r"rows-\*.jsonl, which is not under data_root elsewhere"):
+        load_documents(decode_task(text, origin=""), data_root=Path("elsewhere"))
+
+
+def test_a_full_path_is_read_from_any_data_root(rows_root, tmp_path_factory):
+    text = CHOICE.replace("path: rows.jsonl", f"path: {rows_root / 'rows.jsonl'}")
+    documents = load_documents(decode_task(text, origin=""), data_root=tmp_path_factory.mktemp("other"))
+    assert len(documents) == len(ROWS)
 
 
 def test_limit_keeps_every_language_and_spreads_evenly(rows_root):
@@ -136,10 +145,27 @@ def test_heldout_keeps_its_own_tasks_where_the_recipe_has_others():
     assert {d.conversation.language for d in documents} == {"sw"}
 
 
-def test_a_task_of_other_data_follows_no_recipe():
+def test_a_task_of_files_follows_no_recipe():
     recipe = {"data": {"sources": [{"kind": "cldr", "facts": 2}]}}
-    for name in ("sib200", "rewrite"):
-        assert follow_recipe(load_task(name), recipe) == load_task(name)
+    assert follow_recipe(load_task("sib200"), recipe) == load_task("sib200")
+
+
+def test_a_run_is_not_asked_what_it_was_not_trained_on():
+    recipe = {"data": {"sources": [{"kind": "cldr", "languages": ["sw"], "facts": 2}]}}
+    assert follow_recipe(load_task("heldout"), recipe).sources == (
+        CldrSource(languages=("sw",), facts=2, split="heldout"),
+    )
+    with pytest.raises(EvalError, match="task rewrite .* procedural source .* was not trained on such data"):
+        follow_recipe(load_task("rewrite"), recipe)
+
+
+@pytest.mark.parametrize(("name", "language"), [("procedural", "sw"), ("rewrite", "th")])
+def test_of_several_sources_the_one_that_teaches_the_task_is_followed(name, language):
+    taught = {"sw": ["copy"], "th": ["rewrite"]}
+    sources = [{"kind": "procedural", "tasks": tasks, "languages": [tag]} for tag, tasks in taught.items()]
+    recipe = {"data": {"sources": [{"kind": "cldr", "languages": ["fr"]}, *sources]}}
+    (source,) = follow_recipe(load_task(name), recipe).sources
+    assert isinstance(source, ProceduralSource) and source.languages == (language,)
 
 
 @pytest.mark.parametrize("tasks", [(), ("facts", "facts")])
@@ -168,7 +194,7 @@ def test_options_are_rendered_by_the_source_they_belong_to():
 @pytest.mark.realdata
 @pytest.mark.parametrize(
     ("name", "documents", "languages"),
-    [("sib200", 2050, 205), ("xcopa", 2200, 11), ("mgsm", 2750, 11), ("bits_per_byte", 7405, 206)],
+    [("sib200", 2050, 205), ("xcopa", 2200, 11), ("mgsm", 2750, 11), ("bits_per_byte", 2605, 21)],
 )
 def test_real_files_give_every_document_and_language(name, documents, languages):
     root = os.environ.get("POLYTUNE_REALDATA")

@@ -44,7 +44,7 @@ def print_text(cells, **changed):
     }
     spec = StepSpec(model=TOY, axes=AXES, compute=ComputeConfig(), num_languages=3, most_trained=24, microbatches=2)
     console = Console(file=io.StringIO(), width=160)
-    print_plan(summary, SimpleNamespace(spec=spec), mesh_of((4, 2)), console)
+    print_plan(summary, SimpleNamespace(spec=spec, most_trained_S=[8, 16, 8, 24]), mesh_of((4, 2)), console)
     return console.file.getvalue()
 
 
@@ -61,31 +61,26 @@ def test_epochs_are_visits_per_example_not_a_mean_of_epochs():
 
 
 def test_the_plan_says_what_will_be_trained_and_how():
-    text = print_text(CELLS, dropped={"ar": 3, "sw": 1}, bad_rows={"": 2})
-    sources, languages = text.split("\nlanguages ", 1)
-    assert [line.split()[1] for line in sources.splitlines() if "%" in line] == ["cldr", "qa[x]"]
-    assert "weight (target tokens)" in languages
-    rows = {line.split()[1]: line for line in languages.splitlines() if line.startswith("│")}
-    assert list(rows) == ["sw", "ar"], "most seen first"
-    assert "Kiswahili" in rows["sw"]
-    assert [cell.strip() for cell in rows["sw"].split("│")][3:-1] == [
-        "12",
-        "84",
-        "36",
-        "50.00%",
-        "40.00%",
-        "1.8",
-    ]
+    text = " ".join(print_text(CELLS, dropped={"ar": 3, "sw": 1}, bad_rows={"": 2}).split())
+    header = "examples tokens trained weight planned epochs"
+    assert f"source {header}" in text
+    assert "cldr 40 280 120 75.00% 80.00% 0.9 qa[x] 2 14 6 25.00% 20.00% 0.5" in text
+    assert f"tag language script {header}" in text
+    sw, ar = "sw Kiswahili Latn 12 84 36 50.00% 40.00% 1.8", "ar العربية Arab 30 210 90 50.00% 60.00% 0.5"
+    assert f"{sw} {ar}" in text, "most seen first"
+    assert "weight: share wanted, in target tokens" in text
     assert "2 languages, 2 scripts, 42 examples, 294 tokens; 1,234 rows of 64 planned, 3.1% padding" in text
     assert "dropped as overlong: 4 (ar 3, sw 1); bad rows skipped: 2 (unreadable 2)" in text
     assert "mesh {'fsdp': 4, 'tensor': 2} on 8 cpu device(s); compute float32, parameters float32" in text
-    assert "(24 of 64 a row); remat none; microbatches 2" in text
+    assert "(on average 14 of 64 a row); remat none; microbatches 2" in text
 
 
 def test_a_long_table_is_cut_and_says_so():
-    cells = [make_cell("s", f"q{chr(97 + i // 20)}{chr(97 + i % 20)}", planned=i + 1) for i in range(MOST_ROWS + 5)]
-    text = print_text(cells, dropped={cell["language"]: 1 for cell in cells})
-    assert sum(line.startswith("│ q") for line in text.splitlines()) == MOST_ROWS
+    tags = [f"q{first}{second}" for first in "abc" for second in "abcdefghijklmnopqrst"][: MOST_ROWS + 5]
+    cells = [make_cell("s", tag, planned=i + 1) for i, tag in enumerate(tags)]
+    text = " ".join(print_text(cells, dropped=dict.fromkeys(tags, 1)).split())
+    shown = [tag for tag in tags if f" {tag} {tag} " in text]
+    assert shown == tags[5:], "the least seen are left out"
     assert "... and 5 languages with smaller shares, all in plan/plan.json" in text
     assert f"dropped as overlong: {MOST_ROWS + 5} (" in text
     assert f", {MOST_ROWS + 5 - 8} more languages)" in text

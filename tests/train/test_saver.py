@@ -1,7 +1,10 @@
 """Full checkpoints on disk: the bits that come back, on any mesh, and what is refused."""
 
+import gc
 import resource
 import shutil
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -120,9 +123,21 @@ def test_a_half_written_step_is_set_aside_and_can_be_saved_again(run_copy, toy_p
     assert list_steps(run_copy) == ([0, 20], [])
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of reads that Orbax abandons
+@pytest.fixture
+def abandoned_reads(monkeypatch):
+    """Swallows what Orbax's threads raise into an event loop that is closed once a first read has failed."""
+    raised = []
+    monkeypatch.setattr(sys, "unraisablehook", raised.append)
+    yield
+    count = -1
+    while count != len(raised):
+        count = len(raised)
+        gc.collect()
+        time.sleep(0.3)
+
+
 @pytest.mark.parametrize("item", ["params", "opt_state"])
-def test_a_truncated_array_file_is_an_error_that_names_the_checkpoint(run_copy, item, one_device):
+def test_a_truncated_array_file_is_an_error_that_names_the_checkpoint(run_copy, item, one_device, abandoned_reads):
     files = (run_copy / "checkpoints" / "20" / item).rglob("d/*")
     largest = max(files, key=lambda path: path.stat().st_size)
     largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
@@ -133,7 +148,7 @@ def test_a_truncated_array_file_is_an_error_that_names_the_checkpoint(run_copy, 
 @pytest.mark.parametrize("content", [b"", b'{"format": 1, "st', b"\xff"])
 def test_a_damaged_meta_is_an_error_that_names_the_checkpoint(run_copy, content):
     (run_copy / "checkpoints" / "20" / "meta" / "data.json").write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"checkpoints/20 cannot be read"):
+    with pytest.raises(CheckpointError, match=r"checkpoints/20 could not be read"):
         read_meta(find_checkpoint(run_copy))
 
 
