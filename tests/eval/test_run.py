@@ -200,7 +200,7 @@ def test_a_failure_loses_no_task_that_came_before_it(run_dir, tmp_path, monkeypa
 
 def test_what_cannot_be_scored_or_written_is_found_before_the_model_is_loaded(run_dir, tmp_path, monkeypatch):
     monkeypatch.setattr("eval.run.load_params", None)
-    with pytest.raises(EvalError, match="task heldout: a document needs .* set max_length to"):
+    with pytest.raises(EvalError, match=r"task heldout: a document needs .* set max_length to"):
         evaluate(run_dir, ("facts", "heldout"), max_length=8)
     (tmp_path / "results.json").write_text("{")
     with pytest.raises(EvalError, match="damaged"):

@@ -155,7 +155,7 @@ def test_a_run_is_not_asked_what_it_was_not_trained_on():
     assert follow_recipe(load_task("heldout"), recipe).sources == (
         CldrSource(languages=("sw",), facts=2, split="heldout"),
     )
-    with pytest.raises(EvalError, match="task rewrite .* procedural source .* was not trained on such data"):
+    with pytest.raises(EvalError, match=r"task rewrite .* procedural source .* was not trained on such data"):
         follow_recipe(load_task("rewrite"), recipe)
 
 
