@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 # The settings below must come before anything of the project, and any array, is there.
+import hypothesis
 import jax
 import pytest
 from jaxtyping import install_import_hook
@@ -37,6 +38,13 @@ ARRAY_MODULES = (
     "eval.scoring", "eval.stats",
 )  # fmt: skip
 install_import_hook(ARRAY_MODULES, "beartype.beartype")
+
+
+# The same examples every time, so that a fresh clone passes or fails alike everywhere, however slow the machine;
+# `pytest --hypothesis-profile=explore` looks further.
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("explore", max_examples=2000, deadline=None)
+hypothesis.settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)

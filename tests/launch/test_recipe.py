@@ -253,7 +253,7 @@ recipes = st.builds(
 
 
 @given(recipes)
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_written_recipe_is_the_same_recipe_whatever_its_texts_hold(tmp_path, recipe):
     """Names such as `no`, `1e3`, `~`, with colons, quotes and line ends too; and it is the same run."""
     write_recipe(recipe, tmp_path / "recipe.yaml")
