@@ -159,10 +159,10 @@ def test_touched_files_with_the_same_rows_go_on_with_the_same_plan(root, run_dir
 
 
 def test_a_moved_data_folder_is_the_same_recipe(root, run_dir, tmp_path, monkeypatch):
-    run(make_config(root), run_dir)
+    first = run(make_config(root), run_dir)
     shutil.copytree(root, tmp_path / "moved")
     forbid_building(monkeypatch)
-    run(make_config(tmp_path / "moved"), run_dir)
+    assert run(make_config(tmp_path / "moved"), run_dir).plan.hash == first.plan.hash
 
 
 @pytest.mark.parametrize(
