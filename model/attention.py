@@ -1,4 +1,6 @@
-"""Grouped-query attention over packed rows: the mask and the weighted sum."""
+"""Grouped-query attention over packed rows: masks, distances and the weighted sum."""
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -6,25 +8,45 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from model.contraction import contract
+from model.layers import soft_cap
 
 
-def packed_mask(segments_BT: Int[Array, "B T"]) -> Bool[Array, "B T T"]:
-    """True where a query may look: at its own segment, at or before itself.
+def packed_mask(
+    segments_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"], window: int = 0
+) -> Bool[Array, "B T T"]:
+    """True where a query may look: at its own segment, at or before itself, less than `window` before if that is not 0.
 
-    Segments (1 1 2 0) give, query by query: 1000, 1100, 0010, 0001. Padding sees only padding, so no row of the
-    mask is empty and the softmax stays finite.
+    Segments (1 1 2 0) give, query by query: 1000, 1100, 0010, 0001. Padding sees only padding, so no row of the mask
+    is empty and the softmax stays finite.
     """
     length = segments_BT.shape[1]
     causal_TS = jnp.tril(jnp.ones((length, length), dtype=bool))
-    return (segments_BT[:, :, None] == segments_BT[:, None, :]) & causal_TS[None]
+    mask_BTT = (segments_BT[:, :, None] == segments_BT[:, None, :]) & causal_TS[None]
+    return mask_BTT & (distances(positions_BT, positions_BT) < window) if window else mask_BTT
 
 
-def cached_mask(positions_BT: Int[Array, "B T"], slots: int) -> Bool[Array, "B T S"]:
+def cached_mask(positions_BT: Int[Array, "B T"], slots: int, window: int = 0) -> Bool[Array, "B T S"]:
     """True where a query may look in a key-value cache whose slot s holds position s.
 
     Slots past a query's position hold stale or padding keys and are never seen.
     """
-    return jnp.arange(slots)[None, None, :] <= positions_BT[:, :, None]
+    behind_BTS = distances(positions_BT, jnp.arange(slots)[None])
+    return (behind_BTS >= 0) & (behind_BTS < window) if window else behind_BTS >= 0
+
+
+def distances(query_BT: Int[Array, "B T"], key_BS: Int[Array, "#B S"]) -> Int[Array, "B T S"]:
+    """How far before each query's position each key's lies; negative for keys that come later."""
+    return query_BT[:, :, None] - key_BS[:, None, :]
+
+
+def alibi_slopes(num_heads: int) -> list[float]:
+    """The slope of each head: 2^(-8 i / n) for n heads, n the largest power of two that there are heads for.
+
+    Heads beyond n take every other slope of 2 n. Source: arXiv:2108.12409 and its reference implementation.
+    """
+    whole = 1 << int(math.log2(num_heads))
+    slopes = [2.0 ** (-8.0 * i / whole) for i in range(1, whole + 1)]
+    return slopes + [2.0 ** (-4.0 * i / whole) for i in range(1, 2 * (num_heads - whole), 2)]
 
 
 def attend(
@@ -33,9 +55,16 @@ def attend(
     v_BSKH: Float[Array, "B S K H"],
     mask_BTS: Bool[Array, "B T S"],
     *,
+    scale: float,
     out_spec: PartitionSpec,
+    softcap: float = 0.0,
+    alibi_BTS: Int[Array, "B T S"] | None = None,
 ) -> Float[Array, "B T N H"]:
-    """Softmax(q k / sqrt(H)) v with each group of N / K query heads sharing a key head; softmax in float32."""
+    """Softmax(scale q k) v with each group of N / K query heads sharing a key head; softmax in float32.
+
+    Scores pass through the soft-cap before the mask. `alibi_BTS`, the distance from query to key, is weighed by each
+    head's slope and taken from them.
+    """
     batch, length, heads, width = q_BTNH.shape
     kv_heads = k_BSKH.shape[2]
     rows, head_axis = out_spec[0], out_spec[2]
@@ -43,10 +72,15 @@ def attend(
     heads_spec = PartitionSpec(rows, head_axis, None, None, None)
     # Heads before positions: both products are plain batched ones, and only q, k, v and the output are transposed,
     # never the T by S scores. Positions last in k and v: then neither are their gradients.
-    q_BTKGH = (q_BTNH * width**-0.5).reshape(batch, length, kv_heads, heads // kv_heads, width, out_sharding=group_spec)
+    q_BTKGH = (q_BTNH * scale).reshape(batch, length, kv_heads, heads // kv_heads, width, out_sharding=group_spec)
     q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4)
     k_BKHS, v_BKHS = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 3, 1)
     scores_BKGTS = contract("BKGTH,BKHS->BKGTS", q_BKGTH, k_BKHS, out_spec=heads_spec, dtype=jnp.float32)
+    scores_BKGTS = soft_cap(scores_BKGTS, softcap)
+    if alibi_BTS is not None:
+        slopes_KG = jnp.asarray(alibi_slopes(heads), jnp.float32).reshape(kv_heads, heads // kv_heads)
+        falls_BKGTS = slopes_KG[None, :, :, None, None] * alibi_BTS.astype(jnp.float32)[:, None, None]
+        scores_BKGTS = scores_BKGTS - jax.sharding.reshard(falls_BKGTS, heads_spec)
     scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, jnp.finfo(jnp.float32).min)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
     out_BKGTH = contract("BKGTS,BKHS->BKGTH", weights_BKGTS, v_BKHS, out_spec=heads_spec)

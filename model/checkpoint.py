@@ -15,7 +15,7 @@ from orbax.checkpoint import v1 as ocp
 from model.transformer import Params
 
 ITEMS = ("params", "opt_state", "data", "meta")
-FORMAT = 1
+FORMAT = 2
 _COMMITTED = "commit_success.txt"
 
 

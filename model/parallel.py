@@ -1,5 +1,6 @@
 """The mesh, and one table from logical axes of arrays to mesh axes. The only place where a mesh is built."""
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -13,19 +14,25 @@ class MeshConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     fsdp: Annotated[int, msgspec.Meta(ge=-1)] = -1
     """Shards batch rows and, between uses, parameters. -1: every device the other axes leave."""
+    expert: Annotated[int, msgspec.Meta(ge=1)] = 1
+    """Shards batch rows too, and the experts of a mixture."""
     tensor: Annotated[int, msgspec.Meta(ge=1)] = 1
     """Shards heads, mlp width and vocabulary."""
 
 
-class AxisRules(msgspec.Struct, frozen=True, kw_only=True):
-    """Logical axis -> mesh axis (None: replicated). Chosen by a run, never saved: a checkpoint knows no mesh."""
+MeshAxes = str | tuple[str, ...] | None
 
-    batch: str | None = "fsdp"
-    embed: str | None = "fsdp"
+
+class AxisRules(msgspec.Struct, frozen=True, kw_only=True):
+    """Logical axis -> mesh axes (None: replicated). Chosen by a run, never saved: a checkpoint knows no mesh."""
+
+    batch: MeshAxes = ("fsdp", "expert")
+    embed: MeshAxes = "fsdp"
     """Width of parameters; activations keep their width whole."""
-    heads: str | None = "tensor"
-    mlp: str | None = "tensor"
-    vocab: str | None = "tensor"
+    heads: MeshAxes = "tensor"
+    mlp: MeshAxes = "tensor"
+    vocab: MeshAxes = "tensor"
+    experts: MeshAxes = "expert"
 
     def spec(self, *logical: str | None) -> PartitionSpec:
         """The partition of an array whose dimensions have these logical axes (None: whole)."""
@@ -38,25 +45,32 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     Raises ValueError when the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices()) if devices is None else devices
-    fsdp = config.fsdp if config.fsdp > 0 else len(devices) // config.tensor
-    if config.fsdp == 0 or fsdp * config.tensor != len(devices):
+    others = config.expert * config.tensor
+    fsdp = config.fsdp if config.fsdp > 0 else len(devices) // others
+    if config.fsdp == 0 or fsdp * others != len(devices):
         raise ValueError(
-            f"mesh fsdp={config.fsdp} tensor={config.tensor} does not cover the {len(devices)} devices present; "
-            f"make fsdp * tensor = {len(devices)}, or set fsdp=-1 with a tensor that divides {len(devices)}"
+            f"mesh fsdp={config.fsdp} expert={config.expert} tensor={config.tensor} does not cover the {len(devices)} "
+            f"devices present; make fsdp * expert * tensor = {len(devices)}, or set fsdp=-1 with an expert * tensor "
+            f"that divides {len(devices)}"
         )
-    return jax.make_mesh(
-        (fsdp, config.tensor), ("fsdp", "tensor"), axis_types=(AxisType.Explicit,) * 2, devices=devices
-    )
+    sizes, names = (fsdp, config.expert, config.tensor), ("fsdp", "expert", "tensor")
+    return jax.make_mesh(sizes, names, axis_types=(AxisType.Explicit,) * 3, devices=devices)
 
 
-def check_divisible(sizes: dict[str, tuple[int, str | None]], mesh: Mesh) -> None:
-    """Raises ValueError naming each size that its mesh axis does not divide, and the nearest sizes that work.
+def ways(axes: MeshAxes, mesh: Any) -> int:
+    """How many parts an array dimension over these mesh axes has."""
+    names = (axes,) if isinstance(axes, str) else axes or ()
+    return math.prod(mesh.shape[name] for name in names)
 
-    `sizes` maps a name as the user knows it to (size, mesh axis it is sharded over).
+
+def check_divisible(sizes: dict[str, tuple[int, MeshAxes]], mesh: Mesh) -> None:
+    """Raises ValueError naming each size that its mesh axes do not divide, and the nearest sizes that work.
+
+    `sizes` maps a name as the user knows it to (size, mesh axes it is sharded over).
     """
-    for name, (size, axis) in sizes.items():
-        ways = mesh.shape[axis] if axis else 1
-        if size % ways:
-            low = size // ways * ways
-            options = f"{low} or {low + ways}" if low else f"{ways}"
-            raise ValueError(f"{name}={size} is not divisible by mesh axis {axis}={ways}; use {options}")
+    for name, (size, axes) in sizes.items():
+        parts = ways(axes, mesh)
+        if size % parts:
+            low = size // parts * parts
+            options = f"{low} or {low + parts}" if low else f"{parts}"
+            raise ValueError(f"{name}={size} is not divisible by mesh axis {axes}={parts}; use {options}")

@@ -1,158 +1,69 @@
 """The decoder and the seam: `init`, `apply`, `abstract`."""
 
-import functools
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from model.attention import attend, cached_mask, packed_mask
-from model.config import ComputeConfig, ModelConfig
-from model.layers import Einsum, Embedding, RMSNorm
+from model.attention import cached_mask, distances, packed_mask
+from model.block import Block, Cache, Context, embedding_of, final_norm, head_of
+from model.config import ComputeConfig, LayerKind, ModelConfig, RopeConfig, Stack, group_layers
+from model.layers import Norm, soft_cap
+from model.moe import RouterSums, add_sums, no_sums
 from model.parallel import AxisRules
-from model.rope import rotary_angles, rotate
+from model.rope import depends_on_length, make_rotation
 
 Params = dict[str, Any]
-"""Nested dict of float32 arrays; arrays of the layers have a leading layer dimension."""
+"""Nested dict of arrays, float32 in training. `layers` holds one entry per stack (`model.config.group_layers`), named
+by its first layer; its arrays have a leading dimension over the stack's layers."""
 
 
 class KVCache(NamedTuple):
-    """Keys and values by layer; slot s of a row holds position s."""
+    """Keys and values by stack of layers (count, B, S, K, H); slot s of a row holds position s."""
 
-    k_LBSKH: Float[Array, "L B S K H"]
-    v_LBSKH: Float[Array, "L B S K H"]
+    stacks: dict[str, Cache]
 
-
-class Attention(nn.Module):
-    """Projections, rotation, attention, output projection."""
-
-    cfg: ModelConfig
-    axes: AxisRules
-
-    @nn.compact
-    def __call__(self, x_BTD, angles, mask_BTS, cache, slots_BT):
-        """The attended vectors, and this layer's cache with the new keys and values written at `slots_BT`."""
-        cfg, axes = self.cfg, self.axes
-        heads_spec = axes.spec("batch", None, "heads", None)
-        project = functools.partial(
-            Einsum,
-            "BTD,DNH->BTNH",
-            std=cfg.dim**-0.5,
-            weight_spec=axes.spec("embed", "heads", None),
-            out_spec=heads_spec,
-        )
-        q_BTNH = project(shape=(cfg.dim, cfg.num_heads, cfg.head_dim), name="query")(x_BTD)
-        k_BSKH = project(shape=(cfg.dim, cfg.num_kv_heads, cfg.head_dim), name="key")(x_BTD)
-        v_BSKH = project(shape=(cfg.dim, cfg.num_kv_heads, cfg.head_dim), name="value")(x_BTD)
-        q_BTNH, k_BSKH = rotate(q_BTNH, angles), rotate(k_BSKH, angles)
-        if cache is not None:
-            k_BSKH, v_BSKH = cache = (
-                _write_slots(cache[0], k_BSKH, slots_BT, heads_spec),
-                _write_slots(cache[1], v_BSKH, slots_BT, heads_spec),
-            )
-        out_BTNH = attend(q_BTNH, k_BSKH, v_BSKH, mask_BTS, out_spec=heads_spec)
-        out_BTD = Einsum(
-            "BTNH,NHD->BTD",
-            (cfg.num_heads, cfg.head_dim, cfg.dim),
-            (cfg.num_heads * cfg.head_dim * 2 * cfg.num_layers) ** -0.5,
-            axes.spec("heads", None, "embed"),
-            axes.spec("batch", None, None),
-            name="out",
-        )(out_BTNH)
-        return out_BTD, cache
-
-
-class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)). Source: arXiv:2002.05202."""
-
-    cfg: ModelConfig
-    axes: AxisRules
-
-    @nn.compact
-    def __call__(self, x_BTD):
-        """The transformed vectors."""
-        cfg, axes = self.cfg, self.axes
-        widen = functools.partial(
-            Einsum, "BTD,DF->BTF", (cfg.dim, cfg.mlp_dim), cfg.dim**-0.5,
-            axes.spec("embed", "mlp"), axes.spec("batch", None, "mlp"),
-        )  # fmt: skip
-        hidden_BTF = nn.silu(widen(name="gate")(x_BTD)) * widen(name="up")(x_BTD)
-        return Einsum(
-            "BTF,FD->BTD", (cfg.mlp_dim, cfg.dim), (cfg.mlp_dim * 2 * cfg.num_layers) ** -0.5,
-            axes.spec("mlp", "embed"), axes.spec("batch", None, None), name="down",
-        )(hidden_BTF)  # fmt: skip
-
-
-class Block(nn.Module):
-    """One layer, in the (carry, per-layer input) form that a scan over layers takes."""
-
-    cfg: ModelConfig
-    axes: AxisRules
-
-    @nn.compact
-    def __call__(self, x_BTD, cache, angles, mask_BTS, slots_BT):
-        """The layer's output and its updated cache."""
-        norm = functools.partial(RMSNorm, self.cfg.norm_eps)
-        attended_BTD, cache = Attention(self.cfg, self.axes, name="attention")(
-            norm(name="attention_norm")(x_BTD), angles, mask_BTS, cache, slots_BT
-        )
-        x_BTD = x_BTD + attended_BTD
-        return x_BTD + MLP(self.cfg, self.axes, name="mlp")(norm(name="mlp_norm")(x_BTD)), cache
-
-
-class Transformer(nn.Module):
-    """Embedding, scanned blocks, final norm, head."""
-
-    cfg: ModelConfig
-    axes: AxisRules
-    compute: ComputeConfig
-
-    @nn.compact
-    def __call__(self, tokens_BT, positions_BT, mask_BTS, cache, at_BK):
-        """Float32 logits, at `at_BK` only if that is given, and the updated cache (None when none was given)."""
-        cfg, axes = self.cfg, self.axes
-        logits_spec = axes.spec("batch", None, "vocab")
-        table = Embedding(
-            cfg.vocab_size, cfg.dim, axes.spec("vocab", "embed"), axes.spec("batch", None, None), logits_spec,
-            name="embedding",
-        )  # fmt: skip
-        x_BTD = table.encode(tokens_BT, self.compute.jax_dtype)
-        angles = rotary_angles(positions_BT, head_dim=cfg.head_dim, base=cfg.rope_base)
-        block = nn.remat(Block, prevent_cse=False) if self.compute.remat == "block" else Block
-        layers = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType]
-            length=cfg.num_layers,
-            unroll=min(self.compute.scan_unroll, cfg.num_layers),
-        )(cfg, axes, name="layers")
-        x_BTD, cache = layers(x_BTD, cache, angles, mask_BTS, positions_BT)
-        if at_BK is not None:
-            x_BTD = _take_positions(x_BTD, at_BK, axes.spec("batch", None, None))
-        x_BTD = RMSNorm(cfg.norm_eps, name="final_norm")(x_BTD)
-        if cfg.tied_head:
-            return table.decode(x_BTD), cache
-        head = Einsum(
-            "BTD,DV->BTV", (cfg.dim, cfg.vocab_size), cfg.dim**-0.5, axes.spec("embed", "vocab"), logits_spec,
-            name="head",
-        )  # fmt: skip
-        return head(x_BTD).astype(jnp.float32), cache
+    @property
+    def slots(self) -> int:
+        """How many positions it has room for."""
+        return next(iter(self.stacks.values())).k.shape[2]
 
 
 def init(cfg: ModelConfig, axes: AxisRules, key: jax.Array) -> Params:
     """Fresh float32 parameters, partitioned by `axes` over the mesh in use. The same on every mesh."""
+    # One row cannot be split over the mesh, and no parameter depends on how rows are split.
+    whole = AxisRules(
+        batch=None, embed=axes.embed, heads=axes.heads, mlp=axes.mlp, vocab=axes.vocab, experts=axes.experts
+    )
     ids = jnp.zeros((1, 1), jnp.int32)
-    whole = AxisRules(batch=None, embed=axes.embed, heads=axes.heads, mlp=axes.mlp, vocab=axes.vocab)
-    module = Transformer(cfg, whole, ComputeConfig())
-    return dict(module.init(key, ids, ids, jnp.ones((1, 1, 1), bool), None, None)["params"])
+    hidden = jnp.zeros((1, 1, cfg.dim), jnp.float32)
+    keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(("embedding", "layers", "final_norm", "head"))}
+    params: Params = {"embedding": embedding_of(cfg, whole).init(keys["embedding"], ids, jnp.dtype("float32"))["params"]}
+    if cfg.embedding_norm:
+        params["embedding_norm"] = Norm(cfg, cfg.norm_bias).init(key, hidden)["params"]
+    context = _packed_context(cfg, jnp.ones((1, 1), jnp.int32), ids)
+
+    def init_stack(stack: Stack) -> Params:
+        block = Block(cfg, stack.kind, whole)
+
+        def init_layer(_, layer):
+            layer_key = jax.random.fold_in(keys["layers"], layer)
+            return None, block.init(layer_key, hidden, context, None)["params"]
+
+        return jax.lax.scan(init_layer, None, jnp.array(list(stack.members), jnp.int32))[1]
+
+    stacks = [stack for group in group_layers(cfg.kinds) for stack in group]
+    params["layers"] = {stack.name: init_stack(stack) for stack in stacks}
+    params["final_norm"] = final_norm(cfg).init(keys["final_norm"], hidden)["params"]
+    if not cfg.tied_head:
+        params["head"] = head_of(cfg, whole).init(keys["head"], hidden)["params"]
+    return params
 
 
 def abstract(cfg: ModelConfig, axes: AxisRules) -> Params:
     """The shapes, dtypes and shardings that `init` would give, with no array made."""
-    return jax.eval_shape(functools.partial(init, cfg, axes), jax.random.key(0))
+    return jax.eval_shape(lambda: init(cfg, axes, jax.random.key(0)))
 
 
 def apply(
@@ -171,9 +82,27 @@ def apply(
     With `at_BK`, logits of these positions of each row only (B K V): the head is the widest product of a
     multilingual model, and most positions of instruction data are never trained.
     """
-    module = Transformer(cfg, axes, compute)
-    logits_BTV, _ = module.apply({"params": params}, tokens_BT, positions_BT, packed_mask(segments_BT), None, at_BK)
-    return logits_BTV
+    return apply_routed(
+        cfg, axes, params, tokens_BT, segments_BT, positions_BT, at_BK=at_BK, compute=compute
+    )[0]  # fmt: skip
+
+
+def apply_routed(
+    cfg: ModelConfig,
+    axes: AxisRules,
+    params: Params,
+    tokens_BT: Int[Array, "B T"],
+    segments_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T"],
+    *,
+    at_BK: Int[Array, "B K"] | None = None,
+    compute: ComputeConfig = ComputeConfig(),
+) -> tuple[Float[Array, "B _ V"], RouterSums]:
+    """What `apply` gives, and the sums over layers and real tokens that router losses are made of."""
+    context = _packed_context(cfg, segments_BT, positions_BT)
+    x_BTD = _embed(cfg, axes, params, tokens_BT, compute)
+    x_BTD, _, sums = _run_layers(cfg, axes, params, x_BTD, context, None, compute)
+    return _logits(cfg, axes, params, x_BTD, at_BK), sums
 
 
 def apply_cached(
@@ -188,17 +117,22 @@ def apply_cached(
     compute: ComputeConfig = ComputeConfig(),
 ) -> tuple[Float[Array, "B _ V"], KVCache]:
     """Logits for new tokens that also see the cache, and the cache with them written at their positions."""
-    module = Transformer(cfg, axes, compute)
-    mask_BTS = cached_mask(positions_BT, cache.k_LBSKH.shape[2])
-    logits_BTV, written = module.apply({"params": params}, tokens_BT, positions_BT, mask_BTS, tuple(cache), at_BK)
-    return logits_BTV, KVCache(*cast(tuple[Array, Array], written))
+    context = _cached_context(cfg, positions_BT, cache.slots)
+    x_BTD = _embed(cfg, axes, params, tokens_BT, compute)
+    x_BTD, stacks, _ = _run_layers(cfg, axes, params, x_BTD, context, cache.stacks, compute)
+    return _logits(cfg, axes, params, x_BTD, at_BK), KVCache(stacks or {})
 
 
 def empty_cache(cfg: ModelConfig, axes: AxisRules, *, batch: int, slots: int, compute: ComputeConfig) -> KVCache:
     """A cache of zeros for `batch` sequences of at most `slots` tokens, prompt included."""
-    shape = (cfg.num_layers, batch, slots, cfg.num_kv_heads, cfg.head_dim)
     spec = axes.spec(None, "batch", None, "heads", None)
-    return KVCache(*(jnp.zeros(shape, compute.jax_dtype, out_sharding=spec) for _ in range(2)))
+
+    def zeros(stack: Stack) -> Array:
+        shape = (stack.count, batch, slots, cfg.num_kv_heads, cfg.head_dim)
+        return jnp.zeros(shape, compute.jax_dtype, out_sharding=spec)
+
+    stacks = [stack for group in group_layers(cfg.kinds) for stack in group]
+    return KVCache({stack.name: Cache(zeros(stack), zeros(stack)) for stack in stacks})
 
 
 def count_parameters(params: Params) -> int:
@@ -206,13 +140,110 @@ def count_parameters(params: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _take_positions(x_BTD: Float[Array, "B T D"], at_BK: Int[Array, "B K"], spec) -> Float[Array, "B K D"]:
-    rows_B1 = jnp.arange(x_BTD.shape[0])[:, None]
-    return x_BTD.at[rows_B1, at_BK].get(out_sharding=spec)
+def _embed(cfg: ModelConfig, axes: AxisRules, params: Params, tokens_BT, compute: ComputeConfig):
+    x_BTD = embedding_of(cfg, axes).apply({"params": params["embedding"]}, tokens_BT, compute.jax_dtype)
+    if cfg.embedding_norm:
+        x_BTD = Norm(cfg, cfg.norm_bias).apply({"params": params["embedding_norm"]}, x_BTD)
+    return x_BTD
 
 
-def _write_slots(
-    cache_BSKH: Float[Array, "B S K H"], new_BTKH: Float[Array, "B T K H"], slots_BT: Int[Array, "B T"], spec
-) -> Float[Array, "B S K H"]:
-    rows_B1 = jnp.arange(cache_BSKH.shape[0])[:, None]
-    return cache_BSKH.at[rows_B1, slots_BT].set(new_BTKH, out_sharding=spec)
+def _run_layers(cfg, axes, params: Params, x_BTD, context: Context, caches: dict[str, Cache] | None, compute):
+    """The last hidden states, the updated caches (None when none were given), and the router's sums."""
+    written: dict[str, Cache] = {}
+    sums = no_sums(cfg)
+    for group in group_layers(cfg.kinds):
+        names = [stack.name for stack in group]
+        group_params = {name: params["layers"][name] for name in names}
+        group_caches = None if caches is None else {name: caches[name] for name in names}
+        x_BTD, group_caches, group_sums = _run_group(
+            cfg, axes, group, group_params, x_BTD, context, group_caches, compute
+        )
+        written |= group_caches or {}
+        sums = add_sums(sums, group_sums)
+    return x_BTD, None if caches is None else written, sums
+
+
+def _run_group(cfg, axes, group: tuple[Stack, ...], params, x_BTD, context, caches, compute: ComputeConfig):
+    """A group's stacks taking turns, as one scan over their turns."""
+
+    def run_layer(stack: Stack, layer_params, x_BTD, cache):
+        return Block(cfg, stack.kind, axes).apply({"params": layer_params}, x_BTD, context, cache)
+
+    if compute.remat == "block":
+        run_layer = jax.checkpoint(run_layer, prevent_cse=False, static_argnums=0)
+
+    def take_turn(carry, turn):
+        x_BTD, caches = carry
+        index, turn_params = turn
+        sums = no_sums(cfg)
+        for stack in group:
+            cache = None if caches is None else caches[stack.name].at_layer(index)
+            x_BTD, cache, layer_sums = run_layer(stack, turn_params[stack.name], x_BTD, cache)
+            if caches is not None:
+                caches = {**caches, stack.name: caches[stack.name].with_layer(index, cache)}
+            if layer_sums is not None:
+                sums = add_sums(sums, layer_sums)
+        return (x_BTD, caches), sums
+
+    count = group[0].count
+    (x_BTD, caches), sums = jax.lax.scan(
+        take_turn, (x_BTD, caches), (jnp.arange(count), params), length=count, unroll=min(compute.scan_unroll, count)
+    )
+    return x_BTD, caches, jax.tree.map(lambda turns: jnp.sum(turns, axis=0), sums)
+
+
+def _logits(cfg: ModelConfig, axes: AxisRules, params: Params, x_BTD, at_BK):
+    """Float32 logits, at `at_BK` only if that is given; those of vocabulary padding are as low as can be."""
+    if at_BK is not None:
+        rows_B1 = jnp.arange(x_BTD.shape[0])[:, None]
+        x_BTD = x_BTD.at[rows_B1, at_BK].get(out_sharding=axes.spec("batch", None, None))
+    x_BTD = final_norm(cfg).apply({"params": params["final_norm"]}, x_BTD)
+    if cfg.tied_head:
+        table = embedding_of(cfg, axes)
+        logits_BTV = table.apply({"params": params["embedding"]}, x_BTD, method=table.decode)
+    else:
+        logits_BTV = head_of(cfg, axes).apply({"params": params["head"]}, x_BTD).astype(jnp.float32)
+    if cfg.logit_scale != 1.0:
+        logits_BTV = logits_BTV * cfg.logit_scale
+    logits_BTV = soft_cap(logits_BTV, cfg.final_softcap)
+    if not cfg.vocab_padding:
+        return logits_BTV
+    is_real_V = jnp.arange(cfg.padded_vocab) < cfg.vocab_size
+    return jnp.where(is_real_V[None, None, :], logits_BTV, jnp.finfo(jnp.float32).min)
+
+
+def _packed_context(cfg: ModelConfig, segments_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]) -> Context:
+    def mask(window: int) -> Bool[Array, "B T S"]:
+        return packed_mask(segments_BT, positions_BT, window)
+
+    def lengths() -> Int[Array, "B T"]:
+        is_same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
+        return 1 + jnp.max(jnp.where(is_same_BTT, positions_BT[:, None, :], 0), axis=-1)
+
+    return _make_context(cfg, positions_BT, positions_BT, mask, lengths, None, segments_BT > 0)
+
+
+def _cached_context(cfg: ModelConfig, positions_BT: Int[Array, "B T"], slots: int) -> Context:
+    def mask(window: int) -> Bool[Array, "B T S"]:
+        return cached_mask(positions_BT, slots, window)
+
+    def lengths() -> Int[Array, "B T"]:
+        return jnp.full_like(positions_BT, slots)
+
+    keys_1S = jnp.arange(slots)[None]
+    return _make_context(
+        cfg, positions_BT, keys_1S, mask, lengths, positions_BT, jnp.ones_like(positions_BT, dtype=bool)
+    )
+
+
+def _make_context(cfg: ModelConfig, positions_BT, keys_BS, mask, lengths, slots_BT, is_real_BT) -> Context:
+    kinds: set[LayerKind] = set(cfg.kinds)
+    ropes: set[RopeConfig] = {kind.rope for kind in kinds if kind.rope is not None}
+    lengths_BT = lengths() if any(map(depends_on_length, ropes)) else positions_BT
+    return Context(
+        rotations={rope: make_rotation(rope, positions_BT, lengths_BT, head_dim=cfg.head_dim) for rope in ropes},
+        masks={window: mask(window) for window in {kind.window for kind in kinds}},
+        distance_BTS=distances(positions_BT, keys_BS) if cfg.alibi else None,
+        slots_BT=slots_BT,
+        is_real_BT=is_real_BT,
+    )

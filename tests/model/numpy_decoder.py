@@ -7,9 +7,9 @@ def decode(cfg, params, tokens, segments, positions):
     """Logits of one row, T x V."""
     weights = _float64(params)
     table = weights["embedding"]["weight"]
-    x = table[tokens] * np.sqrt(cfg.dim)
+    x = table[tokens] * cfg.embedding_scale
     for layer in range(cfg.num_layers):
-        block = _layer(weights["layers"], layer)
+        block = _layer(weights["layers"]["0"], layer)
         normed = rms_norm(x, block["attention_norm"]["scale"], cfg.norm_eps)
         x = x + attention(cfg, block["attention"], normed, segments, positions)
         normed = rms_norm(x, block["mlp_norm"]["scale"], cfg.norm_eps)
@@ -24,8 +24,8 @@ def attention(cfg, weights, x, segments, positions):
     out = np.zeros_like(x)
     group = cfg.num_heads // cfg.num_kv_heads
     for head in range(cfg.num_heads):
-        q = rotate(x @ weights["query"]["weight"][:, head], positions, cfg.rope_base)
-        k = rotate(x @ weights["key"]["weight"][:, head // group], positions, cfg.rope_base)
+        q = rotate(x @ weights["query"]["weight"][:, head], positions, cfg.layers[0].rope.base)
+        k = rotate(x @ weights["key"]["weight"][:, head // group], positions, cfg.layers[0].rope.base)
         v = x @ weights["value"]["weight"][:, head // group]
         for t in range(len(x)):
             seen = [s for s in range(t + 1) if segments[s] == segments[t]]

@@ -10,7 +10,7 @@ WHOLE = PartitionSpec(None, None, None, None)
 
 
 def test_packed_mask_is_causal_within_a_segment_and_padding_sees_padding():
-    mask = packed_mask(jnp.array([[1, 1, 2, 2, 0, 0]]))
+    mask = packed_mask(jnp.array([[1, 1, 2, 2, 0, 0]]), jnp.array([[0, 1, 0, 1, 0, 0]]))
     wanted = [
         [1, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
@@ -31,14 +31,16 @@ def test_cached_mask_sees_slots_up_to_the_query_position():
 def test_equal_scores_average_the_visible_values_exactly(one_device):
     q, k = jnp.zeros((1, 3, 1, 2)), jnp.ones((1, 3, 1, 2))
     v = jnp.array([[3.0, 0.0], [5.0, 2.0], [100.0, 100.0]])[None, :, None]
-    out = attend(q, k, v, packed_mask(jnp.array([[1, 1, 2]])), out_spec=WHOLE)
+    out = attend(q, k, v, packed_mask(jnp.array([[1, 1, 2]]), jnp.array([[0, 1, 0]])), scale=1.0, out_spec=WHOLE)
     np.testing.assert_allclose(out[0, :, 0], [[3, 0], [4, 1], [100, 100]], **TOLERANCE)
 
 
 def test_neighbouring_query_heads_share_a_key_head(one_device):
     """Heads (0, 1) read key head 0, (2, 3) read 1; (0, 2) and (1, 3) would fit no checkpoint."""
     v = jnp.array([10.0, 20.0])[None, None, :, None] * jnp.ones((1, 1, 2, 2))
-    out = attend(jnp.ones((1, 1, 4, 2)), jnp.ones((1, 1, 2, 2)), v, jnp.ones((1, 1, 1), bool), out_spec=WHOLE)
+    out = attend(
+        jnp.ones((1, 1, 4, 2)), jnp.ones((1, 1, 2, 2)), v, jnp.ones((1, 1, 1), bool), scale=1.0, out_spec=WHOLE
+    )
     np.testing.assert_array_equal(out[0, 0, :, 0], [10, 10, 20, 20])
 
 
@@ -47,5 +49,5 @@ def test_scores_beyond_any_exponential_stay_finite(one_device, dtype):
     q = jnp.full((1, 2, 1, 2), 300.0, dtype)
     k = jnp.array([[300.0, 300.0], [-300.0, -300.0]], dtype)[None, :, None]
     v = jnp.array([[1.0, 0.0], [0.0, 1.0]], dtype)[None, :, None]
-    out = attend(q, k, v, packed_mask(jnp.array([[1, 1]])), out_spec=WHOLE)
+    out = attend(q, k, v, packed_mask(jnp.array([[1, 1]]), jnp.array([[0, 1]])), scale=1.0, out_spec=WHOLE)
     np.testing.assert_array_equal(out[0, :, 0].astype(jnp.float32), [[1, 0], [1, 0]])

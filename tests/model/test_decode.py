@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from toy import AXES, TOY, copy_to_host, mesh_of
 
-from model.decode import generate
+from model.decode import advance, generate, start
+from model.sampling import SamplingConfig
 from model.transformer import apply, init
 
 MODEL = msgspec.structs.replace(TOY, tied_head=False)
@@ -44,7 +45,7 @@ def continuations(params):
     return np.array([tokens[row, n : n + NEW] for row, n in enumerate(LENGTHS)])
 
 
-def run(params, prompts=PROMPTS, lengths=LENGTHS, *, stop_id=NEVER, **sampling):
+def run(params, prompts=PROMPTS, lengths=LENGTHS, *, stop_id=NEVER, key=None, **sampling):
     tokens, counts = generate(
         MODEL,
         AXES,
@@ -52,8 +53,9 @@ def run(params, prompts=PROMPTS, lengths=LENGTHS, *, stop_id=NEVER, **sampling):
         jnp.asarray(prompts),
         jnp.asarray(lengths),
         max_new_tokens=NEW,
-        stop_id=stop_id,
-        **sampling,
+        stop_ids=(stop_id,),
+        sampling=SamplingConfig(**sampling),
+        key=key,
     )
     return np.asarray(tokens), np.asarray(counts)
 
@@ -87,7 +89,7 @@ def test_a_row_does_not_depend_on_its_company(params, continuations, one_device)
 
 
 def test_a_row_ends_before_the_stop_token_while_others_go_on(params, continuations, one_device):
-    stop_id = int(continuations[0, 3])
+    stop_id = int(continuations[0, 2])
     tokens, counts = run(params, stop_id=stop_id)
     wanted_counts = []
     for row in continuations:
@@ -107,7 +109,7 @@ def test_a_stop_token_at_once_leaves_nothing(params, continuations, one_device):
 
 
 def test_sampling_is_decided_by_its_key(params, one_device):
-    draw = functools.partial(run, params, sample=True, temperature=1.0)
+    draw = functools.partial(run, params, temperature=1.0)
     first = draw(key=jax.random.key(1))[0]
     np.testing.assert_array_equal(draw(key=jax.random.key(1))[0], first)
     assert np.any(draw(key=jax.random.key(2))[0] != first)
@@ -121,13 +123,18 @@ def test_sampling_follows_the_tempered_distribution(params, one_device):
     logits = np.asarray(jax.jit(apply, static_argnums=(0, 1))(MODEL, AXES, params, prompt, positions * 0, positions))[
         0, -1
     ]
-    draw = functools.partial(
-        generate, MODEL, AXES, params, tokens, lengths, max_new_tokens=1, stop_id=NEVER, sample=True
-    )
-    drawn = np.concatenate([draw(temperature=2.0, key=jax.random.key(i))[0][:, 0] for i in range(4)])
+
+    def draw(temperature, seed):
+        sampling = SamplingConfig(temperature=temperature)
+        return generate(
+            MODEL, AXES, params, tokens, lengths, max_new_tokens=1, stop_ids=(), sampling=sampling,
+            key=jax.random.key(seed),
+        )[0][:, 0]  # fmt: skip
+
+    drawn = np.concatenate([draw(2.0, seed) for seed in range(4)])
     share = np.bincount(drawn, minlength=MODEL.vocab_size) / len(drawn)
     np.testing.assert_allclose(share, jax.nn.softmax(logits / 2), atol=0.03)
-    cold = draw(temperature=1e-4, key=jax.random.key(0))[0][:, 0]
+    cold = draw(1e-4, 0)
     np.testing.assert_array_equal(cold, np.full(512, int(jnp.argmax(logits))))
 
 
@@ -136,8 +143,43 @@ def test_draws_of_different_rows_and_steps_are_independent(params, one_device):
     uniform = jax.tree.map(np.zeros_like, params)
     tokens, _ = generate(
         MODEL, AXES, uniform, jnp.ones((512, 1), jnp.int32), jnp.ones(512, jnp.int32), max_new_tokens=4,
-        stop_id=NEVER, sample=True, temperature=1.0, key=jax.random.key(5),
+        stop_ids=(), sampling=SamplingConfig(temperature=1.0), key=jax.random.key(5),
     )  # fmt: skip
     tokens = np.asarray(tokens)
     for agree in (tokens[:, 1:] == tokens[:, :-1], tokens[1:] == tokens[:-1]):
         assert 0.5 < agree.mean() * MODEL.vocab_size < 1.5
+
+
+def test_answers_shown_as_they_come_are_those_of_one_call(params, continuations, one_device):
+    state = start(MODEL, AXES, params, jnp.asarray(PROMPTS), jnp.asarray(LENGTHS), max_new_tokens=NEW)
+    for until in (1, 4, NEW):
+        state = advance(MODEL, AXES, params, state, until=until, stop_ids=(NEVER,))
+        np.testing.assert_array_equal(state.tokens_BN[:, :until], continuations[:, :until])
+        assert not np.asarray(state.tokens_BN[:, until:]).any()
+
+
+def test_any_of_several_stop_tokens_ends_a_row(params, continuations, one_device):
+    """Llama 3 ends a turn with one id and a text with another: knowing one of them, a model talks on."""
+    ids = (int(continuations[0, 3]), int(continuations[1, 2]))
+    tokens, counts = generate(
+        MODEL, AXES, params, jnp.asarray(PROMPTS), jnp.asarray(LENGTHS), max_new_tokens=NEW, stop_ids=ids
+    )
+    for row, wanted in enumerate(continuations):
+        where = np.flatnonzero(np.isin(wanted, ids))
+        assert counts[row] == (where[0] if len(where) else NEW)
+        np.testing.assert_array_equal(tokens[row, : counts[row]], wanted[: counts[row]])
+
+
+def test_a_repetition_penalty_counts_the_prompt_but_not_its_padding(params, one_device):
+    """With all logits equal, whatever was not seen yet comes next, in the order of ids."""
+    uniform = jax.tree.map(np.zeros_like, params)
+    uniform["final_norm"] = {"scale": np.ones(MODEL.dim, np.float32)}
+    prompts = jnp.array([[0, 1, 9, 9]])
+    # Zero logits are not lowered by a penalty, so a head that gives ones is needed.
+    uniform["embedding"] = {"weight": np.ones((MODEL.vocab_size, MODEL.dim), np.float32)}
+    uniform["head"] = {"weight": np.full((MODEL.dim, MODEL.vocab_size), 1 / MODEL.dim, np.float32)}
+    tokens, _ = generate(
+        MODEL, AXES, uniform, prompts, jnp.array([2]), max_new_tokens=8, stop_ids=(),
+        sampling=SamplingConfig(repetition_penalty=1.5),
+    )  # fmt: skip
+    assert tokens[0].tolist() == [2, 3, 4, 5, 6, 7, 8, 9]

@@ -9,11 +9,13 @@ import pytest
 from toy import AXES, MESHES, ROW_LENGTH, TOLERANCE, TOY, assert_equal_trees, copy_to_host, mesh_of
 
 from model.attention import packed_mask
-from model.config import ComputeConfig
+from model.config import ComputeConfig, LayerKind, RopeConfig
 from model.parallel import AxisRules
 from model.transformer import abstract, apply, count_parameters, init
 
-UNTIED = msgspec.structs.replace(TOY, tied_head=False, num_heads=4, num_kv_heads=2, head_dim=6, rope_base=100.0)
+UNTIED = msgspec.structs.replace(
+    TOY, tied_head=False, num_heads=4, num_kv_heads=2, head_dim=6, layers=(LayerKind(rope=RopeConfig(base=100.0)),)
+)
 SEGMENTS = np.array([[1] * 5 + [2] * 4 + [3] + [0] * 6, [1] * 16], np.int32)
 POSITIONS = np.array([[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 0, 1, 2, 3, 4, 5], list(range(16))], np.int32)
 TOKENS = (
@@ -21,7 +23,7 @@ TOKENS = (
     .permuted(np.tile(np.arange(TOY.vocab_size), (2, 1)), axis=1)[:, :ROW_LENGTH]
     .astype(np.int32)
 )
-UNSHARDED = AxisRules(batch=None, embed=None, heads=None, mlp=None, vocab=None)
+UNSHARDED = AxisRules(batch=None, embed=None, heads=None, mlp=None, vocab=None, experts=None)
 BFLOAT16_BOUND = 0.05
 """Largest difference of a logit, whose spread is about one, after two layers in eight bits of mantissa."""
 
@@ -92,7 +94,9 @@ def test_no_position_feels_its_future_or_another_segment(how, one_device):
         fields = (x_BT[row : row + 1] for x_BT in (TOKENS, SEGMENTS, POSITIONS))
         gradient_TVD = np.asarray(jacobian(params["embedding"]["weight"], *fields))
         felt_TS = np.any(gradient_TVD[:, TOKENS[row]] != 0, axis=-1)
-        np.testing.assert_array_equal(felt_TS, packed_mask(jnp.asarray(SEGMENTS[row : row + 1]))[0])
+        np.testing.assert_array_equal(
+            felt_TS, packed_mask(jnp.asarray(SEGMENTS[row : row + 1]), jnp.asarray(POSITIONS[row : row + 1]))[0]
+        )
         unread = sorted(set(range(UNTIED.vocab_size)) - set(TOKENS[row].tolist()))
         assert not np.any(gradient_TVD[:, unread])
 
@@ -132,7 +136,7 @@ def test_abstract_parameters_are_init_s_without_the_arrays(toy_params):
         promised,
         made,
     )
-    assert made["layers"]["mlp"]["down"]["weight"].sharding.spec == AXES.spec(None, "mlp", "embed")
+    assert made["layers"]["0"]["mlp"]["down"]["weight"].sharding.spec == AXES.spec(None, "mlp", "embed")
     assert made["embedding"]["weight"].addressable_shards[0].data.shape == (16, 4)
     # 32 x 16 table; per layer q, out 16 x 8 x 4, k, v 16 x 4 x 4, three 16 x 24, two scales; final scale.
     assert count_parameters(promised) == count_parameters(toy_params) == 512 + 2 * (1024 + 512 + 1152 + 32) + 16

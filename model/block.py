@@ -1,0 +1,192 @@
+"""One layer of the decoder: attention and MLP, with their norms, as `ModelConfig` and the layer's kind say."""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from model.attention import attend
+from model.config import LayerKind, ModelConfig, RopeConfig
+from model.layers import Einsum, Embedding, Norm, activate
+from model.moe import Experts
+from model.parallel import AxisRules
+from model.rope import Rotation, rotate
+
+
+class Context(NamedTuple):
+    """What every layer of one forward pass shares."""
+
+    rotations: dict[RopeConfig, Rotation]
+    masks: dict[int, Bool[Array, "B T S"]]
+    """By window."""
+    distance_BTS: Int[Array, "B T S"] | None
+    """For ALiBi."""
+    slots_BT: Int[Array, "B T"] | None
+    """Where in the cache the tokens' keys and values go."""
+    is_real_BT: Bool[Array, "B T"]
+    """False at padding, which no router counts."""
+
+
+class Cache(NamedTuple):
+    """Keys and values: of one layer (B, S, K, H), or of a stack of layers with a leading dimension."""
+
+    k: Array
+    v: Array
+
+    def at_layer(self, index: Int[Array, ""]) -> "Cache":
+        """One layer's cache out of a stack's."""
+        return Cache(*(jax.lax.dynamic_index_in_dim(stack, index, keepdims=False) for stack in self))
+
+    def with_layer(self, index: Int[Array, ""], layer: "Cache") -> "Cache":
+        """The stack's cache with this layer's replaced."""
+        pairs = zip(self, layer, strict=True)
+        return Cache(*(jax.lax.dynamic_update_index_in_dim(stack, new, index, 0) for stack, new in pairs))
+
+
+class Attention(nn.Module):
+    """Projections, norms of queries and keys, rotation, attention, output projection."""
+
+    cfg: ModelConfig
+    kind: LayerKind
+    axes: AxisRules
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: Float[Array, "B T D"], context: Context, cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Cache | None]:
+        """The attended vectors, and this layer's cache with the new keys and values written at the context's slots."""
+        cfg, axes = self.cfg, self.axes
+        heads_spec = axes.spec("batch", None, "heads", None)
+        q_BTNH, k_BSKH, v_BSKH = (
+            self._project(name, heads, x_BTD)
+            for name, heads in (("query", cfg.num_heads), ("key", cfg.num_kv_heads), ("value", cfg.num_kv_heads))
+        )
+        if cfg.qk_norm != "none":
+            norm = functools.partial(
+                Norm, cfg, scale_dims=1 if cfg.qk_norm == "head" else 2, over_heads=cfg.qk_norm == "full"
+            )
+            q_BTNH, k_BSKH = norm(name="query_norm")(q_BTNH), norm(name="key_norm")(k_BSKH)
+        if cfg.qkv_clip:
+            q_BTNH, k_BSKH, v_BSKH = (jnp.clip(x, -cfg.qkv_clip, cfg.qkv_clip) for x in (q_BTNH, k_BSKH, v_BSKH))
+        if self.kind.rope is not None:
+            turn = functools.partial(
+                rotate, rotation=context.rotations[self.kind.rope], interleaved=self.kind.rope.interleaved
+            )
+            q_BTNH, k_BSKH = turn(q_BTNH), turn(k_BSKH)
+        if cache is not None:
+            cache = Cache(
+                _write_slots(cache.k, k_BSKH, context.slots_BT, heads_spec),
+                _write_slots(cache.v, v_BSKH, context.slots_BT, heads_spec),
+            )
+            k_BSKH, v_BSKH = cache
+        out_BTNH = attend(
+            q_BTNH, k_BSKH, v_BSKH, context.masks[self.kind.window],
+            scale=cfg.query_scale or cfg.head_dim**-0.5, out_spec=heads_spec,
+            softcap=cfg.attention_softcap, alibi_BTS=context.distance_BTS,
+        )  # fmt: skip
+        out = Einsum(
+            "BTNH,NHD->BTD",
+            (cfg.num_heads, cfg.head_dim, cfg.dim),
+            (cfg.num_heads * cfg.head_dim * 2 * cfg.num_layers) ** -0.5,
+            axes.spec("heads", None, "embed"),
+            axes.spec("batch", None, None),
+            bias=cfg.out_bias,
+            name="out",
+        )
+        return out(out_BTNH), cache
+
+    def _project(self, name: str, heads: int, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T N H"]:
+        cfg, axes = self.cfg, self.axes
+        return Einsum(
+            "BTD,DNH->BTNH", (cfg.dim, heads, cfg.head_dim), cfg.dim**-0.5, axes.spec("embed", "heads", None),
+            axes.spec("batch", None, "heads", None), bias=cfg.qkv_bias, name=name,
+        )(x_BTD)  # fmt: skip
+
+
+class MLP(nn.Module):
+    """down(activation(gate(x)) * up(x)), or down(activation(up(x))). Source: arXiv:2002.05202."""
+
+    cfg: ModelConfig
+    axes: AxisRules
+
+    @nn.compact
+    def __call__(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        """The transformed vectors."""
+        cfg, axes = self.cfg, self.axes
+        widen = functools.partial(
+            Einsum, "BTD,DF->BTF", (cfg.dim, cfg.mlp_dim), cfg.dim**-0.5,
+            axes.spec("embed", "mlp"), axes.spec("batch", None, "mlp"), bias=cfg.mlp_bias,
+        )  # fmt: skip
+        up_BTF = widen(name="up")(x_BTD)
+        hidden_BTF = activate(cfg, widen(name="gate")(x_BTD)) * up_BTF if cfg.gated else activate(cfg, up_BTF)
+        return Einsum(
+            "BTF,FD->BTD", (cfg.mlp_dim, cfg.dim), (cfg.mlp_dim * 2 * cfg.num_layers) ** -0.5,
+            axes.spec("mlp", "embed"), axes.spec("batch", None, None), bias=cfg.mlp_bias, name="down",
+        )(hidden_BTF)  # fmt: skip
+
+
+class Block(nn.Module):
+    """One layer: attention and MLP around the residual stream."""
+
+    cfg: ModelConfig
+    kind: LayerKind
+    axes: AxisRules
+
+    @nn.compact
+    def __call__(self, x_BTD: Float[Array, "B T D"], context: Context, cache: Cache | None):
+        """The layer's output, its updated cache, and its router's sums (None without experts)."""
+        cfg = self.cfg
+        has_input_norms, has_output_norms = cfg.norm_placement != "post", cfg.norm_placement in ("post", "sandwich")
+
+        def norm(name: str, x_BTD):
+            return Norm(cfg, cfg.norm_bias, name=name)(x_BTD)
+
+        normed_BTD = norm("attention_norm", x_BTD) if has_input_norms else x_BTD
+        x_BTD = normed_BTD if cfg.norm_placement == "stem" else x_BTD
+        attended_BTD, cache = Attention(cfg, self.kind, self.axes, name="attention")(normed_BTD, context, cache)
+        if has_output_norms:
+            attended_BTD = norm("attention_out_norm", attended_BTD)
+        attended_BTD = attended_BTD * cfg.residual_scale if cfg.residual_scale != 1.0 else attended_BTD
+        if not cfg.parallel:
+            x_BTD = x_BTD + attended_BTD
+            normed_BTD = norm("mlp_norm", x_BTD) if has_input_norms else x_BTD
+            x_BTD = normed_BTD if cfg.norm_placement == "stem" else x_BTD
+        sums = None
+        if self.kind.experts:
+            is_real_BT = jax.sharding.reshard(context.is_real_BT, self.axes.spec("batch", None))
+            added_BTD, sums = Experts(cfg, self.axes, name="experts")(normed_BTD, is_real_BT)
+        else:
+            added_BTD = MLP(cfg, self.axes, name="mlp")(normed_BTD)
+        if has_output_norms:
+            added_BTD = norm("mlp_out_norm", added_BTD)
+        added_BTD = added_BTD * cfg.residual_scale if cfg.residual_scale != 1.0 else added_BTD
+        return x_BTD + attended_BTD + added_BTD if cfg.parallel else x_BTD + added_BTD, cache, sums
+
+
+def embedding_of(cfg: ModelConfig, axes: AxisRules) -> Embedding:
+    """The embedding of a config."""
+    return Embedding(
+        cfg.padded_vocab, cfg.dim, cfg.embedding_scale, axes.spec("vocab", "embed"), axes.spec("batch", None, None),
+        axes.spec("batch", None, "vocab"),
+    )  # fmt: skip
+
+
+def final_norm(cfg: ModelConfig) -> Norm:
+    """The norm before the head."""
+    return Norm(cfg, cfg.norm_bias)
+
+
+def head_of(cfg: ModelConfig, axes: AxisRules) -> Einsum:
+    """The head of a config whose head is not tied."""
+    return Einsum(
+        "BTD,DV->BTV", (cfg.dim, cfg.padded_vocab), cfg.dim**-0.5, axes.spec("embed", "vocab"),
+        axes.spec("batch", None, "vocab"),
+    )  # fmt: skip
+
+
+def _write_slots(cache_BSKH, new_BTKH, slots_BT, spec) -> Float[Array, "B S K H"]:
+    rows_B1 = jnp.arange(cache_BSKH.shape[0])[:, None]
+    return cache_BSKH.at[rows_B1, slots_BT].set(new_BTKH, out_sharding=spec)

@@ -1,0 +1,1 @@
+"""Hugging Face folders: their tensors, their configs, and how both map to this project's."""

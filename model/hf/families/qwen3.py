@@ -1,0 +1,54 @@
+"""`qwen3`: Llama's form with a norm of each query and key head, and heads of 128. Source: modeling_qwen3.py."""
+
+from typing import Any
+
+from model.config import ModelConfig
+from model.hf.config_file import ConfigFile
+from model.hf.family import Family
+from model.hf.rope_keys import read_rope, write_rope
+from model.hf.shared import (
+    LLAMA_NAMES,
+    QK_NORM_NAMES,
+    WRITTEN_ACTIVATIONS,
+    basic_sizes,
+    combine,
+    read_activation,
+    read_optional_sliding,
+    read_tie,
+    the_rope,
+    the_window,
+    write_basic_sizes,
+    write_sliding,
+)
+
+
+def read(config: ConfigFile) -> ModelConfig:
+    """The model of a qwen3 config.json; its windows are as in qwen2."""
+    first_window = config.take("max_window_layers", int, 28)
+    windows = read_optional_sliding(config, lambda layer: layer >= first_window, 4096)
+    bias = config.take("attention_bias", bool, False)
+    return ModelConfig(
+        **basic_sizes(config, kv_heads=32, head_dim=128),
+        layers=combine(windows, [read_rope(config, longest=32_768)] * len(windows)),
+        norm_eps=config.take("rms_norm_eps", float, 1e-6),
+        qk_norm="head",
+        activation=read_activation(config),
+        qkv_bias=bias,
+        out_bias=bias,
+        tied_head=read_tie(config),
+    )
+
+
+def write(cfg: ModelConfig) -> dict[str, Any]:
+    """The keys that `read` takes."""
+    return write_basic_sizes(cfg) | {
+        "rms_norm_eps": cfg.norm_eps,
+        "hidden_act": WRITTEN_ACTIVATIONS[cfg.activation],
+        "attention_bias": cfg.qkv_bias,
+        "use_sliding_window": the_window(cfg) > 0,
+        **write_sliding(cfg),
+        **write_rope(the_rope(cfg)),
+    }
+
+
+FAMILY = Family("qwen3", "Qwen3ForCausalLM", read, write, LLAMA_NAMES | QK_NORM_NAMES)

@@ -1,0 +1,182 @@
+"""A mixture of expert MLPs: float32 routing, every token served, and the sums router losses are made of.
+
+Letters beside the project's: C counts a token's chosen experts, P its pairs with them, over all tokens at hand.
+"""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from model.config import ExpertsConfig, ModelConfig
+from model.grouped_product import multiply_groups
+from model.layers import activate, normal_initializer
+from model.parallel import AxisRules, MeshAxes
+
+
+class RouterSums(NamedTuple):
+    """Sums over layers and real tokens."""
+
+    chosen_E: Float[Array, "E"]
+    """How many times each expert was chosen."""
+    probability_E: Float[Array, "E"]
+    """The experts' probabilities, before any is chosen."""
+    log_z_squared: Float[Array, ""]
+    """The squared logsumexp of the router's logits."""
+    tokens: Float[Array, ""]
+    """How many tokens were routed: the weight of the other three."""
+
+
+def no_sums(cfg: ModelConfig) -> RouterSums:
+    """Zeros."""
+    num = cfg.experts.num_experts if cfg.experts else 0
+    return RouterSums(jnp.zeros(num), jnp.zeros(num), jnp.zeros(()), jnp.zeros(()))
+
+
+def add_sums(first: RouterSums, second: RouterSums) -> RouterSums:
+    """Both together."""
+    return RouterSums(*(a + b for a, b in zip(first, second, strict=True)))
+
+
+class Route(NamedTuple):
+    """Where tokens go."""
+
+    expert_BTC: Int[Array, "B T C"]
+    """The chosen experts; `num_experts`, which none has, for padding."""
+    weight_BTC: Float[Array, "B T C"]
+    """What their outputs are multiplied by."""
+
+
+class Experts(nn.Module):
+    """For each token, a weighted sum of its likeliest experts' MLPs. Source: arXiv:1701.06538, arXiv:2401.04088.
+
+    The router's logits, probabilities and choice are float32 whatever the activations are. Padding is sent nowhere:
+    its output is zero. Otherwise the likeness of all its positions would make one expert wait for it.
+    """
+
+    cfg: ModelConfig
+    axes: AxisRules
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: Float[Array, "B T D"], is_real_BT: Bool[Array, "B T"]
+    ) -> tuple[Float[Array, "B T D"], RouterSums]:
+        """The transformed vectors and what the router did with real tokens.
+
+        Raises ValueError for an activation with parameters of its own, which no family's experts have.
+        """
+        cfg, axes = self.cfg, self.axes
+        assert cfg.experts is not None, "ModelConfig refuses layers with experts without a config of them"
+        if cfg.activation == "xielu":
+            raise ValueError("experts with activation: xielu are not supported; use one without parameters, like silu")
+        num, width = cfg.experts.num_experts, cfg.experts.dim
+        router_DE = self.param(
+            "router", normal_initializer(cfg.dim**-0.5, axes.spec("embed", None)), (cfg.dim, num)
+        )  # fmt: skip
+        widen = (normal_initializer(cfg.dim**-0.5, axes.spec("experts", "embed", "mlp")), (num, cfg.dim, width))
+        weights = {name: self.param(name, *widen) for name in (("gate", "up") if cfg.gated else ("up",))}
+        weights["down"] = self.param(
+            "down", normal_initializer((width * 2 * cfg.num_layers) ** -0.5, axes.spec("experts", "mlp", "embed")),
+            (num, width, cfg.dim),
+        )  # fmt: skip
+        used = {name: axes.spec("experts", *((None, "mlp") if name != "down" else ("mlp", None))) for name in weights}
+        batch_spec = axes.spec("batch", None, None)
+        serve = jax.shard_map(
+            functools.partial(_serve, cfg, axes),
+            in_specs=(batch_spec, axes.spec("batch", None), jax.P(None, None), used),
+            out_specs=(batch_spec, jax.P()),
+        )
+        # Cast before it is gathered: half the bytes in bfloat16.
+        weights = {name: jax.reshard(weight.astype(x_BTD.dtype), used[name]) for name, weight in weights.items()}
+        return serve(x_BTD, is_real_BT, jax.reshard(router_DE, jax.P(None, None)), weights)
+
+
+def _serve(cfg: ModelConfig, axes: AxisRules, x_BTD, is_real_BT, router_DE, weights: dict[str, Array]):
+    """One device's rows through the experts, whose matrices are spread along the mesh axes of `axes.experts`.
+
+    Along those axes rows are gathered; each device computes what its experts, and its part of their width, add to
+    all of them; and the sums of that go back to the rows' owners.
+    """
+    assert cfg.experts is not None
+    route, sums = _route(cfg.experts, x_BTD, is_real_BT, router_DE)
+    batch, experts, mlp = _names(axes.batch), _names(axes.experts), _names(axes.mlp)
+    shared = tuple(name for name in experts if name in batch)
+    elsewhere = tuple(name for name in experts + mlp if name not in batch)
+    if shared:
+        x_BTD, route = jax.tree.map(lambda x: jax.lax.all_gather(x, shared, axis=0, tiled=True), (x_BTD, route))
+    x_BTD, route = jax.lax.pcast((x_BTD, route), elsewhere, to="varying")
+    only_batch = tuple(name for name in batch if name not in experts + mlp)
+    weights = jax.lax.pcast(weights, only_batch, to="varying")
+    first = jax.lax.axis_index(experts) * weights["down"].shape[0] if experts else 0
+    out_BTD = _apply_experts(cfg, x_BTD, route, weights, first=first, varying=batch + elsewhere)
+    if shared:
+        out_BTD = jax.lax.psum_scatter(out_BTD, shared, scatter_dimension=0, tiled=True)
+    return jax.lax.psum(out_BTD, elsewhere), jax.tree.map(lambda total: jax.lax.psum(total, batch), sums)
+
+
+def _route(experts: ExpertsConfig, x_BTD, is_real_BT, router_DE) -> tuple[Route, RouterSums]:
+    """Each token's experts and their weights, and the sums of these rows.
+
+    The products are float32 to the last bit: accelerators would otherwise round their operands, and near ties turn.
+    """
+    logits_BTE = jnp.einsum(
+        "BTD,DE->BTE", x_BTD.astype(jnp.float32), router_DE.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+    )
+    log_z_BT = jax.nn.logsumexp(logits_BTE, axis=-1)
+    probability_BTE = jnp.exp(logits_BTE - log_z_BT[..., None])
+    weight_BTC, expert_BTC = jax.lax.top_k(probability_BTE, experts.per_token)
+    if experts.normalize:
+        weight_BTC = weight_BTC / jnp.sum(weight_BTC, axis=-1, keepdims=True)
+    expert_BTC = jnp.where(is_real_BT[..., None], expert_BTC, experts.num_experts)
+    real_BT = is_real_BT.astype(jnp.float32)
+    chosen_BTE = jnp.sum(jax.nn.one_hot(expert_BTC, experts.num_experts, dtype=jnp.float32), axis=-2)
+    sums = RouterSums(
+        chosen_E=jnp.sum(chosen_BTE, axis=(0, 1)),
+        probability_E=jnp.sum(probability_BTE * real_BT[..., None], axis=(0, 1)),
+        log_z_squared=jnp.sum(jnp.square(log_z_BT) * real_BT),
+        tokens=jnp.sum(real_BT),
+    )
+    return Route(expert_BTC, weight_BTC.astype(x_BTD.dtype)), sums
+
+
+def _apply_experts(cfg: ModelConfig, x_BTD, route: Route, weights: dict[str, Array], *, first, varying):
+    """What the experts from `first` on add to these tokens; pairs with other experts add nothing."""
+    num = weights["down"].shape[0]
+    local_P = route.expert_BTC.reshape(-1) - first
+    local_P = jnp.where((local_P >= 0) & (local_P < num), local_P, num)
+    order_P = jnp.argsort(local_P, stable=True)
+    back_P = jnp.argsort(order_P)
+    sizes_E = jnp.sum(local_P[:, None] == jnp.arange(num)[None], axis=0)
+    multiply = functools.partial(multiply_groups, sizes_E=sizes_E, varying=varying)
+
+    shape_BTCD = (*route.expert_BTC.shape, cfg.dim)
+    rows_PD = jnp.broadcast_to(x_BTD[:, :, None], shape_BTCD).reshape(-1, cfg.dim)
+    rows_PD = _permute(rows_PD, order_P, back_P)
+    up_PF = multiply(rows_PD, weights["up"])
+    hidden_PF = activate(cfg, multiply(rows_PD, weights["gate"])) * up_PF if cfg.gated else activate(cfg, up_PF)
+    rows_PD = _permute(multiply(hidden_PF, weights["down"]), back_P, order_P)
+    return jnp.einsum("BTCD,BTC->BTD", rows_PD.reshape(shape_BTCD), route.weight_BTC)
+
+
+@jax.custom_vjp
+def _permute(x_PD, order_P, back_P):
+    """Rows in another order. `back_P` is the inverse, so that the gradient is a gather too, not a scatter."""
+    return x_PD[order_P]
+
+
+def _permute_forward(x_PD, order_P, back_P):
+    return x_PD[order_P], back_P
+
+
+def _permute_backward(back_P, g_PD):
+    return g_PD[back_P], None, None
+
+
+_permute.defvjp(_permute_forward, _permute_backward)
+
+
+def _names(axes: MeshAxes) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes or ()
