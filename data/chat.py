@@ -1,94 +1,177 @@
-"""The chat template: structured turns to ids, roles and loss weights. Control tokens are ids, never text.
+"""Chat templates: structured turns to ids, roles and loss weights; which one a run uses, and how it is kept."""
 
-    <bos> <user> Capital of Kenya? <end> <assistant> Nairobi <end>
-
-Every turn is its role's token, its content as it is (nothing added or stripped), and the end-of-turn token.
-"""
-
-import hashlib
+import datetime
 import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Protocol, runtime_checkable
 
-import numpy as np
+import msgspec
 
-from data.batch import Role
-from data.schema import ROLES, Conversation, DataError, Turn
+from data.control_template import ControlTemplate
+from data.encoded import Encoded
+from data.schema import Conversation, DataError, Turn
+from data.sentencepiece_tokenizer import SentencePieceTokenizer
+from data.template import JinjaTemplate
 from data.tokenizer import Tokenizer
 
-# What the template is, as data: change it and `template_hash` changes, so old checkpoints notice.
-DEFINITION = {
-    "version": 1,
-    "conversation": ["bos", "turns"],
-    "turn": ["role", "content", "end"],
-    "roles": list(ROLES),
-    "trained": {"assistant": ["content", "end"]},
-}
-TURN_ROLES = {"system": Role.SYSTEM, "user": Role.USER, "assistant": Role.ASSISTANT, "tool": Role.TOOL}
+SHIPPED = Path(__file__).parent / "templates"
+SOURCE_FILE, FACTS_FILE = "polytune_template.jinja", "polytune_template.json"
+"""Not `chat_template.jinja`: that is the tokenizer's own, and decides which of its tokens are control tokens."""
+CLOCK = "strftime_now"
+"""What a template calls to learn the day."""
 
 
-class Encoded(NamedTuple):
-    """One conversation as three arrays of equal length. Roles and weights are of the id, not its target."""
+@runtime_checkable
+class ChatTemplate(Protocol):
+    """What everything else may use of a template: ids of conversations and of prompts, never their text."""
 
-    ids: np.ndarray
-    """int32"""
-    roles: np.ndarray
-    """int8, `data.batch.Role`"""
-    weights: np.ndarray
-    """float32: 1 on assistant content and the end-of-turn that closes it, else 0"""
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer whose ids these are."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What errors call the template."""
+        ...
+
+    @property
+    def hash(self) -> str:
+        """sha256 of what the template is; it knows nothing of any tokenizer's ids."""
+        ...
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer, the template's own end-of-turn first. Never the pad id."""
+        ...
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What a user should know of the template before training with it."""
+        ...
+
+    @property
+    def jinja(self) -> str:
+        """The template as a Hugging Face chat template."""
+        ...
+
+    def encode_conversation(self, conversation: Conversation) -> Encoded:
+        """Returns ids, roles, loss weights and turns. Raises DataError naming the conversation."""
+        ...
+
+    def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
+        """Returns the ids after which the model answers. Raises DataError."""
+        ...
 
 
-def template_hash() -> str:
-    """Returns the sha256 of the template's definition; it knows nothing of any tokenizer's ids."""
-    return hashlib.sha256(json.dumps(DEFINITION, sort_keys=True).encode()).hexdigest()
+class _Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """A stored template less its source; `polytune_template.json`."""
+
+    kind: str
+    name: str
+    date: str
+    extra_stop_ids: tuple[int, ...]
+    hash: str
 
 
-def encode_conversation(conversation: Conversation, tokenizer: Tokenizer) -> Encoded:
-    """Returns ids, roles and loss weights of a conversation.
+def list_templates() -> list[str]:
+    """The names of the templates that come with polytune."""
+    return sorted(path.stem for path in SHIPPED.glob("*.jinja"))
 
-    user "2+2?", assistant "4", with one id per character:
 
-        ids      <bos> <user>  2 + 2 ?  <end> <assistant>  4  <end>
-        roles    HEADER HEADER USER USER USER USER USER HEADER ASSISTANT ASSISTANT
-        weights  0      0      0    0    0    0    0    0      1         1
+def load_chat(
+    tokenizer: Tokenizer, template: str | None = None, *, extra_stop_ids: Sequence[int] = (), date: str | None = None
+) -> ChatTemplate:
+    """Returns a template over a tokenizer: a shipped one by name, a file by path, or with None the tokenizer's own.
 
-    Raises DataError for an unknown role, an empty user or assistant turn, or no assistant turn at all: such a
-    conversation trains nothing, or trains the model to say nothing.
+    A SentencePiece tokenizer's own is the control-token template. `date` is the ISO day that templates which print
+    one are given; None: today. Raises DataError if there is none, or the template cannot be trained with.
     """
-    if not any(turn.role == "assistant" for turn in conversation.turns):
-        raise DataError(f"{_where(conversation)} has no assistant turn, so it would train nothing; add one or drop it")
-    ids, roles = [tokenizer.bos_id], [Role.HEADER]
-    for index, turn in enumerate(conversation.turns):
-        try:
-            encoded = _encode_turn(turn, tokenizer)
-        except DataError as error:
-            raise DataError(f"{_where(conversation)}, turn {index}: {error}") from None
-        ids += encoded
-        roles += [Role.HEADER] + [TURN_ROLES[turn.role]] * (len(encoded) - 1)
-    roles_T = np.array(roles, np.int8)
-    return Encoded(np.array(ids, np.int32), roles_T, (roles_T == Role.ASSISTANT).astype(np.float32))
+    stop_ids = tuple(extra_stop_ids)
+    if template is None and isinstance(tokenizer, SentencePieceTokenizer):
+        return ControlTemplate(tokenizer=tokenizer, extra_stop_ids=stop_ids)
+    name, source = _find_source(tokenizer, template)
+    if CLOCK not in source:
+        date = ""
+    elif date is None:
+        date = datetime.date.today().isoformat()
+    return JinjaTemplate(tokenizer=tokenizer, jinja=source, name=name, date=date, extra_stop_ids=stop_ids)
 
 
-def encode_prompt(turns: Sequence[Turn], tokenizer: Tokenizer) -> list[int]:
-    """Returns the ids up to and including the assistant's role token, from where the model answers.
+def save_chat(chat: ChatTemplate, directory: Path) -> None:
+    """Writes the source and the facts it needs beside it into the folder of the tokenizer."""
+    is_jinja = isinstance(chat, JinjaTemplate)
+    extra = chat.extra_stop_ids if isinstance(chat, JinjaTemplate | ControlTemplate) else ()
+    facts = _Facts(
+        kind="jinja" if is_jinja else "control",
+        name=chat.name,
+        date=chat.date if is_jinja else "",
+        extra_stop_ids=extra,
+        hash=chat.hash,
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    # Bytes, not text: a template that spells a line end as "\r\n" keeps it on every system.
+    (directory / SOURCE_FILE).write_bytes(chat.jinja.encode())
+    (directory / FACTS_FILE).write_text(json.dumps(msgspec.to_builtins(facts), indent=2) + "\n", encoding="utf-8")
 
-    Exactly a prefix of `encode_conversation` of the same turns followed by an assistant turn.
-    Raises DataError as `encode_conversation` does.
+
+def is_saved_chat(directory: Path) -> bool:
+    """Whether `save_chat` wrote a template into the folder."""
+    return (directory / FACTS_FILE).exists()
+
+
+def load_saved_chat(tokenizer: Tokenizer, directory: Path, *, extra_stop_ids: Sequence[int] = ()) -> ChatTemplate:
+    """Returns the template that `save_chat` wrote, over its tokenizer, with more stop ids if any are given.
+
+    A SentencePiece tokenizer's folder without one is of a version that had no other than the control-token
+    template. Raises DataError if files are missing or damaged, or are not what was saved.
     """
-    ids = [tokenizer.bos_id]
-    for turn in turns:
-        ids += _encode_turn(turn, tokenizer)
-    return [*ids, tokenizer.role_ids["assistant"]]
+    if not is_saved_chat(directory) and isinstance(tokenizer, SentencePieceTokenizer):
+        return ControlTemplate(tokenizer=tokenizer, extra_stop_ids=tuple(extra_stop_ids))
+    try:
+        facts = msgspec.json.decode((directory / FACTS_FILE).read_bytes(), type=_Facts)
+        source = (directory / SOURCE_FILE).read_bytes().decode()
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{directory} holds no chat template ({error}); copy the run's tokenizer folder again"
+        ) from None
+    stop_ids = tuple(dict.fromkeys((*facts.extra_stop_ids, *extra_stop_ids)))
+    chat: ChatTemplate
+    if facts.kind == "jinja":
+        chat = JinjaTemplate(
+            tokenizer=tokenizer, jinja=source, name=facts.name, date=facts.date, extra_stop_ids=stop_ids
+        )
+    else:
+        chat = load_chat(tokenizer, extra_stop_ids=stop_ids)
+    if chat.hash != facts.hash:
+        raise DataError(
+            f"{directory / SOURCE_FILE} has hash {chat.hash[:12]}, but {FACTS_FILE} says {facts.hash[:12]}; a file or "
+            "polytune's templates changed after it was saved: copy the folder again, or use the version that wrote it"
+        )
+    return chat
 
 
-def _encode_turn(turn: Turn, tokenizer: Tokenizer) -> list[int]:
-    if turn.role not in TURN_ROLES:
-        raise DataError(f"unknown role {turn.role!r}; use one of {', '.join(ROLES)}")
-    content = tokenizer.encode(turn.content)
-    if turn.role in ("user", "assistant") and (not turn.content.strip() or not content):
-        raise DataError(f"the {turn.role} turn is empty; fix the row or leave it out")
-    return [tokenizer.role_ids[turn.role], *content, tokenizer.end_id]
+def read_saved_date(directory: Path) -> str | None:
+    """The day a stored template tells of; None where there is none."""
+    try:
+        return msgspec.json.decode((directory / FACTS_FILE).read_bytes(), type=_Facts).date or None
+    except (OSError, ValueError):
+        return None
 
 
-def _where(conversation: Conversation) -> str:
-    return f"{conversation.source} {conversation.id}".strip() or "a conversation"
+def _find_source(tokenizer: Tokenizer, template: str | None) -> tuple[str, str]:
+    """A template's name for errors, and its source."""
+    shipped = ", ".join(list_templates())
+    if template is None:
+        if tokenizer.chat_template is None:
+            raise DataError(f"the tokenizer has no chat template; set tokenizer.template to a file or one of {shipped}")
+        return "the tokenizer's own template", tokenizer.chat_template
+    if template in list_templates():
+        return f"template {template}", (SHIPPED / f"{template}.jinja").read_text(encoding="utf-8")
+    try:
+        return f"template {template}", Path(template).read_bytes().decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"tokenizer.template {template!r} is no file that can be read ({error}); give one, or one of {shipped}"
+        ) from None

@@ -9,7 +9,7 @@ AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class TokenizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which SentencePiece model turns text into ids."""
+    """What turns text into ids, and conversations into text."""
 
     path: str | None = None
     """A SentencePiece `.model` file. None: train one on the sources' texts, before any weighting."""
@@ -17,6 +17,9 @@ class TokenizerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """Pieces of a trained tokenizer, control tokens and 256 byte pieces included. Unused with `path`."""
     character_coverage: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.9998
     """Share of characters that get a piece of their own; the others become bytes (never unknown)."""
+    template: str | None = None
+    """Chat template: one that comes with polytune (`data/templates`: chatml, llama3, plain ...) or the path of a Jinja
+    file as Hugging Face has them. None: the one stored with the tokenizer at `path`, or the tokenizer's own."""
 
 
 class MessageTemplate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -8,9 +8,9 @@ from typing import Literal
 import msgspec
 import numpy as np
 
-from data.chat import Encoded, encode_conversation, template_hash
+from data.chat import ChatTemplate
+from data.encoded import Encoded
 from data.schema import Conversation, DataError
-from data.tokenizer import Tokenizer
 
 ARRAYS = ("tokens", "roles", "weights", "offsets", "language", "source", "task", "content_bytes")
 FORMAT = 1
@@ -88,7 +88,7 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True, eq=False):
 
 def encode_dataset(
     conversations: Sequence[Conversation],
-    tokenizer: Tokenizer,
+    chat: ChatTemplate,
     *,
     row_length: int,
     overlong: Literal["drop", "error"] = "drop",
@@ -104,7 +104,7 @@ def encode_dataset(
     overlong_positions: dict[tuple[str, str], list[int]] = {}
     for conversation in conversations:
         try:
-            encoded = _encode(conversation, tokenizer)
+            encoded = _encode(conversation, chat)
         except DataError as error:
             if reject is None:
                 raise
@@ -126,7 +126,7 @@ def encode_dataset(
     )
     if not kept:
         raise DataError(f"no example is left to train on: {_describe(dropped, row_length)}")
-    return _assemble(kept, tokenizer, dropped)
+    return _assemble(kept, chat, dropped)
 
 
 def write_dataset(dataset: Dataset, directory: Path) -> None:
@@ -163,21 +163,21 @@ def hash_dataset(dataset: Dataset) -> str:
     return digest.hexdigest()
 
 
-def _encode(conversation: Conversation, tokenizer: Tokenizer) -> Encoded:
+def _encode(conversation: Conversation, chat: ChatTemplate) -> Encoded:
     if not conversation.language or not conversation.source:
         raise DataError(f"{_name(conversation)} lacks a language or a source; every example needs both")
-    encoded = encode_conversation(conversation, tokenizer)
+    encoded = chat.encode_conversation(conversation)
     if len(encoded.ids) < 2 or not np.any(encoded.weights[1:] > 0):
         raise DataError(f"{_name(conversation)} has no token to train on; give it an assistant message")
     return encoded
 
 
-def _assemble(kept: list[tuple[Conversation, Encoded]], tokenizer: Tokenizer, dropped: tuple[Dropped, ...]) -> Dataset:
+def _assemble(kept: list[tuple[Conversation, Encoded]], chat: ChatTemplate, dropped: tuple[Dropped, ...]) -> Dataset:
     conversations = [conversation for conversation, _ in kept]
     languages = _table(conversation.language for conversation in conversations)
     sources = _table(conversation.source for conversation in conversations)
     tasks = _table(conversation.task for conversation in conversations)
-    token_dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.int32
+    token_dtype = np.uint16 if chat.tokenizer.vocab_size <= 1 << 16 else np.int32
     dataset = Dataset(
         tokens=np.concatenate([encoded.ids for _, encoded in kept]).astype(token_dtype),
         roles=np.concatenate([encoded.roles for _, encoded in kept]).astype(np.int8),
@@ -191,9 +191,9 @@ def _assemble(kept: list[tuple[Conversation, Encoded]], tokenizer: Tokenizer, dr
             languages=tuple(languages),
             sources=tuple(sources),
             tasks=tuple(tasks),
-            pad_id=tokenizer.pad_id,
-            tokenizer_hash=tokenizer.hash,
-            template_hash=template_hash(),
+            pad_id=chat.tokenizer.pad_id,
+            tokenizer_hash=chat.tokenizer.hash,
+            template_hash=chat.hash,
             dropped=dropped,
         ),
     )

@@ -13,16 +13,26 @@ from typing import NamedTuple
 import msgspec
 
 from data.bad_rows import BadRow, BadRows, write_bad_rows
+from data.chat import (
+    SHIPPED,
+    ChatTemplate,
+    is_saved_chat,
+    list_templates,
+    load_chat,
+    load_saved_chat,
+    read_saved_date,
+    save_chat,
+)
 from data.config import DataConfig, JsonlSource, TokenizerConfig, TreeSource
 from data.dataset import Dataset, encode_dataset, read_dataset, write_dataset
 from data.jsonl import find_files
 from data.plan import Plan, build_plan, read_plan, write_plan
 from data.schema import Conversation, DataError
 from data.sources import load_sources
-from data.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
+from data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 # Packages whose contents or behaviour become training data.
-PACKAGES = ("polytune", "babel", "langcodes", "sentencepiece", "jinja2")
+PACKAGES = ("polytune", "babel", "langcodes", "sentencepiece", "tokenizers", "jinja2")
 # How folders still being written are named, beside the place they are for.
 SCRATCH = ".preparing-"
 
@@ -33,12 +43,14 @@ class Prepared(NamedTuple):
     dataset: Dataset
     plan: Plan
     tokenizer: Tokenizer
+    chat: ChatTemplate
 
 
 class _Recipe(NamedTuple):
     data: DataConfig
     tokenizer: TokenizerConfig
     seed: int
+    extra_stop_ids: tuple[int, ...]
 
 
 class _Inputs(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,13 +67,15 @@ def prepare(
     batch_rows: int,
     seed: int,
     run_dir: Path | str,
+    extra_stop_ids: tuple[int, ...] = (),
 ) -> Prepared:
-    """The dataset, plan and tokenizer of a run, read back from `run_dir` where they are there already.
+    """The dataset, plan, tokenizer and template of a run, read back from `run_dir` where they are there already.
 
     The plan folder appears in one rename when it is complete, so whatever a killed process leaves behind is
     never taken for one. With the same recipe, files and package versions it is read back; with more or fewer
     steps the rows are planned again from the stored dataset, and those already served stay as they were. With
-    anything else changed it is built anew and compared.
+    anything else changed it is built anew and compared. `extra_stop_ids` end an answer besides what tokenizer and
+    template say: those a model to start from lists.
 
     Raises DataError for bad data and impossible mixtures, and when the run directory holds another plan: its
     checkpoints belong to that one. One process at a time may prepare a run directory.
@@ -69,8 +83,8 @@ def prepare(
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     plan_dir = run_dir / "plan"
-    recipe = _Recipe(config, tokenizer_config, seed)
-    fingerprint = fingerprint_inputs(config, tokenizer_config, seed)
+    recipe = _Recipe(config, tokenizer_config, seed, extra_stop_ids)
+    fingerprint = fingerprint_inputs(config, tokenizer_config, seed, extra_stop_ids)
     if not plan_dir.exists() or _read_inputs(plan_dir).fingerprint != fingerprint:
         _build(recipe, fingerprint, steps=steps, batch_rows=batch_rows, run_dir=run_dir)
     dataset, plan = read_dataset(plan_dir / "dataset"), read_plan(plan_dir)
@@ -85,10 +99,18 @@ def prepare(
             f"{run_dir / 'tokenizer'} has hash {tokenizer.hash[:12]} but the plan was made with "
             f"{dataset.facts.tokenizer_hash[:12]}; restore the tokenizer or start a new run directory"
         )
-    return Prepared(dataset, plan, tokenizer)
+    chat = load_saved_chat(tokenizer, run_dir / "tokenizer")
+    if chat.hash != dataset.facts.template_hash:
+        raise DataError(
+            f"{run_dir / 'tokenizer'} has a chat template of hash {chat.hash[:12]} but the plan was made with "
+            f"{dataset.facts.template_hash[:12]}; restore the folder or start a new run directory"
+        )
+    return Prepared(dataset, plan, tokenizer, chat)
 
 
-def fingerprint_inputs(config: DataConfig, tokenizer_config: TokenizerConfig, seed: int) -> str:
+def fingerprint_inputs(
+    config: DataConfig, tokenizer_config: TokenizerConfig, seed: int, extra_stop_ids: tuple[int, ...] = ()
+) -> str:
     """sha256 of all that loading, encoding and planning read, without reading the data itself.
 
     Files count by path below `data.root`, size and time of change; this package by its code and phrase
@@ -102,9 +124,11 @@ def fingerprint_inputs(config: DataConfig, tokenizer_config: TokenizerConfig, se
         if isinstance(source, JsonlSource | TreeSource):
             files += [_stamp(path, root) for path in find_files(source.path, root)]
     if tokenizer_config.path is not None:
-        files.append(_stamp(Path(tokenizer_config.path), root))
+        files += [_stamp(path, root) for path in _list_tokenizer_files(Path(tokenizer_config.path))]
+    if tokenizer_config.template is not None and tokenizer_config.template not in list_templates():
+        files.append(_stamp(Path(tokenizer_config.template), root))
     versions = [(name, _version(name)) for name in PACKAGES]
-    facts = (settings, tokenizer_config, seed, files, versions, _hash_code())
+    facts = (settings, tokenizer_config, seed, extra_stop_ids, files, versions, _hash_code())
     return hashlib.sha256(msgspec.json.encode(facts, order="sorted")).hexdigest()
 
 
@@ -112,10 +136,10 @@ def _build(recipe: _Recipe, fingerprint: str, *, steps: int, batch_rows: int, ru
     config = recipe.data
     bad_rows = BadRows(config.bad_rows)
     conversations = load_sources(config, bad_rows=bad_rows)
-    tokenizer = _make_tokenizer(conversations, recipe.tokenizer)
+    chat = _make_chat(conversations, recipe, run_dir)
     dataset = encode_dataset(
         conversations,
-        tokenizer,
+        chat,
         row_length=config.packing.row_length,
         overlong=config.packing.overlong,
         reject=lambda conversation, error: _reject(conversation, error, bad_rows),
@@ -125,7 +149,7 @@ def _build(recipe: _Recipe, fingerprint: str, *, steps: int, batch_rows: int, ru
     dataset = msgspec.structs.replace(dataset, facts=facts)
     plan = build_plan(dataset, config, steps=steps, batch_rows=batch_rows, seed=recipe.seed)
     _check_same_plan(plan, run_dir)
-    _save_tokenizer(tokenizer, run_dir)
+    _save_tokenizer(chat, run_dir)
     with _replacing(run_dir / "plan") as fresh:
         write_dataset(dataset, fresh / "dataset")
         write_plan(plan, fresh)
@@ -137,6 +161,15 @@ def _make_tokenizer(conversations: Sequence[Conversation], config: TokenizerConf
     if config.path is not None:
         return load_tokenizer(config.path)
     return train_tokenizer((turn.content for conversation in conversations for turn in conversation.turns), config)
+
+
+def _make_chat(conversations: Sequence[Conversation], recipe: _Recipe, run_dir: Path) -> ChatTemplate:
+    config, tokenizer = recipe.tokenizer, _make_tokenizer(conversations, recipe.tokenizer)
+    if config.template is None and config.path is not None and is_saved_chat(Path(config.path)):
+        return load_saved_chat(tokenizer, Path(config.path), extra_stop_ids=recipe.extra_stop_ids)
+    # A template that prints the day keeps printing the day the run began.
+    date = read_saved_date(run_dir / "tokenizer")
+    return load_chat(tokenizer, config.template, extra_stop_ids=recipe.extra_stop_ids, date=date)
 
 
 def _reject(conversation: Conversation, error: DataError, bad_rows: BadRows) -> None:
@@ -187,18 +220,25 @@ def _check_same_plan(plan: Plan, run_dir: Path) -> None:
         )
 
 
-def _save_tokenizer(tokenizer: Tokenizer, run_dir: Path) -> None:
-    """Puts the tokenizer at its place in one rename; refuses to exchange one that is there."""
-    place = run_dir / "tokenizer"
+def _save_tokenizer(chat: ChatTemplate, run_dir: Path) -> None:
+    """Puts tokenizer and template at their place in one rename; refuses to exchange those that are there."""
+    place, tokenizer = run_dir / "tokenizer", chat.tokenizer
     if not place.exists():
         with _replacing(place) as fresh:
-            save_tokenizer(tokenizer, fresh)
+            tokenizer.save(fresh)
+            save_chat(chat, fresh)
         return
     existing = load_tokenizer(place)
     if existing.hash != tokenizer.hash:
         raise DataError(
             f"{place} holds another tokenizer ({existing.hash[:12]}) than this recipe gives "
             f"({tokenizer.hash[:12]}); set run.dir to a new folder"
+        )
+    stored = load_saved_chat(existing, place)
+    if (stored.hash, stored.stop_ids) != (chat.hash, chat.stop_ids):
+        raise DataError(
+            f"{place} holds another chat template ({stored.hash[:12]}, stop ids {stored.stop_ids}) than this recipe "
+            f"gives ({chat.hash[:12]}, {chat.stop_ids}); set run.dir to a new folder"
         )
 
 
@@ -226,6 +266,10 @@ def _read_inputs(plan_dir: Path) -> _Inputs:
         raise DataError(f"{plan_dir} is damaged ({error}); delete it and start again") from error
 
 
+def _list_tokenizer_files(path: Path) -> list[Path]:
+    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+
+
 def _stamp(path: Path, root: Path) -> tuple[str, int, int]:
     try:
         facts = path.stat()
@@ -238,7 +282,7 @@ def _stamp(path: Path, root: Path) -> tuple[str, int, int]:
 def _hash_code() -> str:
     digest = hashlib.sha256()
     folder = Path(__file__).parent
-    for path in sorted([*folder.glob("*.py"), *folder.glob("phrases/*.yaml")]):
+    for path in sorted([*folder.glob("*.py"), *folder.glob("phrases/*.yaml"), *SHIPPED.glob("*.jinja")]):
         digest.update(f"{path.relative_to(folder)}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()

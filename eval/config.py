@@ -18,11 +18,14 @@ class EvalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Everything that decides what an evaluation reads, computes and writes."""
 
     checkpoint: str
-    """A run directory (its newest complete step) or `RUN/checkpoints/STEP`."""
+    """A run directory (its newest complete step), `RUN/checkpoints/STEP`, or a Hugging Face folder."""
     tasks: tuple[str, ...]
     """Names of shipped tasks, or paths of task files ending in .yaml."""
     output: str | None = None
-    """Folder for results.json and samples_TASK.jsonl. None: `RUN/eval/STEP`."""
+    """Folder for results.json and samples_TASK.jsonl. None: `RUN/eval/STEP`; `runs/NAME/eval/0` for a Hugging Face
+    folder of that name."""
+    template: str | None = None
+    """Chat template instead of the one that came with the model: a shipped name or a file."""
     data_root: str = "."
     """Folder that relative paths of the tasks' files start from."""
     limit: AtLeastOne | None = None
@@ -31,7 +34,8 @@ class EvalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Positions computed at once, padding included; a row longer than this still goes alone."""
     max_length: Annotated[int, msgspec.Meta(ge=8)] | None = None
     """Longest input in tokens; longer prompts lose their left part and are counted. None: the row length the
-    checkpoint was trained with. Generated tokens come on top of it."""
+    checkpoint was trained with; of a model that was not trained here what it can read, at most 4096. Generated tokens
+    come on top of it."""
     mesh: MeshConfig = MeshConfig()
     compute: ComputeConfig = ComputeConfig()
 

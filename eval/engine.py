@@ -18,7 +18,7 @@ from eval.config import EvalError
 from eval.request import Generate, Generated, Score, Scored
 from model.config import ComputeConfig, ModelConfig
 from model.decode import generate
-from model.parallel import AxisRules
+from model.parallel import AxisRules, ways
 from model.transformer import Params, apply
 
 SHORTEST_SCORE_ROW = 256
@@ -61,6 +61,7 @@ def answer_scores(model: Model, requests: Sequence[Score], limits: Limits) -> li
     EvalError where that would cut off an id that was asked for.
     """
     check_scores(requests, limits.max_length)
+    check_ids([request.ids for request in requests], model.cfg)
     cut = [_cut_score(request, limits.max_length) for request in requests]
     totals = np.zeros(len(cut), np.float64)
     greedy = np.ones(len(cut), bool)
@@ -89,14 +90,25 @@ def check_scores(requests: Sequence[Score], max_length: int) -> None:
         )
 
 
+def check_ids(rows: Sequence[np.ndarray], cfg: ModelConfig) -> None:
+    """Raises EvalError for an id that the model has no embedding for: looking it up would give another one's."""
+    largest = max((int(np.max(ids)) for ids in rows), default=0)
+    if largest >= cfg.vocab_size:
+        raise EvalError(
+            f"a request has token id {largest}, the model embeds {cfg.vocab_size}: its chat template writes a token "
+            "the model does not have. Choose another with --template"
+        )
+
+
 def answer_generations(model: Model, requests: Sequence[Generate], limits: Limits) -> list[Generated]:
     """The greedy answers to `requests`, in their order; no answer depends on which others were asked.
 
     A prompt longer than `limits.max_length` keeps its first id and its last ones, and is marked. Raises
-    EvalError unless all requests share `max_new_tokens` and `stop_id`.
+    EvalError unless all requests share `max_new_tokens` and `stop_ids`.
     """
     if len({request[1:] for request in requests}) > 1:
-        raise EvalError("requests answered together differ in max_new_tokens or stop_id; answer them apart")
+        raise EvalError("requests answered together differ in max_new_tokens or stop_ids; answer them apart")
+    check_ids([request.prompt for request in requests], model.cfg)
     prompts = [_cut_left(request.prompt, limits.max_length) for request in requests]
     answers: list[Generated | None] = [None] * len(requests)
     for length, members in _group_by_length([len(prompt) for prompt in prompts], SHORTEST_PROMPT_ROW):
@@ -128,7 +140,7 @@ def score_rows(
     The target's logit is picked by a masked sum, which works on a sharded vocabulary where a gather does not.
     """
     logits_BKV = apply(cfg, axes, params, tokens_BT, segments_BT, positions_BT, at_BK=at_BK, compute=compute)
-    is_target_BKV = jnp.arange(cfg.vocab_size)[None, None, :] == targets_BK[:, :, None]
+    is_target_BKV = jnp.arange(cfg.padded_vocab)[None, None, :] == targets_BK[:, :, None]
     picked_BK = jnp.sum(jnp.where(is_target_BKV, logits_BKV, 0.0), axis=-1)
     nll_BK = jax.nn.logsumexp(logits_BKV, axis=-1) - picked_BK
     return nll_BK, picked_BK >= jnp.max(logits_BKV, axis=-1)
@@ -152,7 +164,7 @@ def _generate_rows(
         model.params,
         *_place(model.axes, (prompts_BT, lengths_B)),
         max_new_tokens=request.max_new_tokens,
-        stop_id=request.stop_id,
+        stop_ids=request.stop_ids,
         compute=model.compute,
     )
     rows, counts = np.asarray(tokens_BN), np.asarray(counts_B)
@@ -242,7 +254,7 @@ def _round_up(n: int, multiple: int) -> int:
 
 def _batch_ways(axes: AxisRules) -> int:
     """How many ways the mesh in use splits a batch."""
-    return jax.sharding.get_mesh().shape[axes.batch] if axes.batch else 1
+    return ways(axes.batch, jax.sharding.get_mesh())
 
 
 def _place(axes: AxisRules, arrays: Sequence[np.ndarray]) -> list[Any]:

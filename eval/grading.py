@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from data.chat import encode_conversation, encode_prompt
+from data.chat import ChatTemplate
 from data.procedural import ignore_rule_answer
 from data.schema import Conversation, Turn
 from data.tokenizer import Tokenizer
@@ -37,20 +37,20 @@ class Graded(NamedTuple):
 class Kind(NamedTuple):
     """How a kind of task is asked, answered and graded. The first metric is the one tables show."""
 
-    ask: Callable[[Sequence[Document], Any, Tokenizer], list[Any]]
+    ask: Callable[[Sequence[Document], Any, ChatTemplate], list[Any]]
     answer: Callable[[Model, Sequence[Any], Limits], list[Any]]
-    grade: Callable[[Sequence[Document], Any, Tokenizer, Sequence[Any]], list[Graded]]
+    grade: Callable[[Sequence[Document], Any, ChatTemplate, Sequence[Any]], list[Graded]]
     higher_is_better: dict[str, bool]
 
 
 def ask_task(
-    task: TaskConfig, documents: Sequence[Document], *, tokenizer: Tokenizer, max_length: int
+    task: TaskConfig, documents: Sequence[Document], *, chat: ChatTemplate, max_length: int
 ) -> list[Score] | list[Generate]:
     """What the model will be asked, in order of documents; needs no model.
 
     Raises EvalError where `max_length` would cut off a part of an answer that is scored.
     """
-    requests = find_kind(task).ask(documents, task, tokenizer)
+    requests = find_kind(task).ask(documents, task, chat)
     try:
         check_scores([request for request in requests if isinstance(request, Score)], max_length)
     except EvalError as error:
@@ -63,13 +63,13 @@ def grade_task(
     documents: Sequence[Document],
     *,
     requests: Sequence[Score] | Sequence[Generate],
-    tokenizer: Tokenizer,
+    chat: ChatTemplate,
     model: Model,
     limits: Limits,
 ) -> list[Graded]:
     """Every document answered by the model and graded, in order; `requests` are those of `ask_task`."""
     kind = find_kind(task)
-    return kind.grade(documents, task, tokenizer, kind.answer(model, requests, limits))
+    return kind.grade(documents, task, chat, kind.answer(model, requests, limits))
 
 
 def find_kind(task: TaskConfig) -> Kind:
@@ -87,30 +87,42 @@ def decode_answer(tokenizer: Tokenizer, ids: Iterable[int]) -> str:
     return tokenizer.decode([int(token) for token in ids if token < tokenizer.vocab_size])
 
 
-def _ask_text(documents: Sequence[Document], task: GenerateTask, tokenizer: Tokenizer) -> list[Generate]:
+def _ask_text(documents: Sequence[Document], task: GenerateTask, chat: ChatTemplate) -> list[Generate]:
     return [
         Generate(
-            np.array(encode_prompt(document.conversation.turns[:-1], tokenizer), np.int32),
+            np.array(chat.encode_prompt(document.conversation.turns[:-1]), np.int32),
             max_new_tokens=task.max_new_tokens,
-            stop_id=tokenizer.end_id,
+            stop_ids=chat.stop_ids,
         )
         for document in documents
     ]
 
 
 def _grade_texts(
-    documents: Sequence[Document], task: GenerateTask, tokenizer: Tokenizer, answers: Sequence[Generated]
+    documents: Sequence[Document], task: GenerateTask, chat: ChatTemplate, answers: Sequence[Generated]
 ) -> list[Graded]:
     guesses = {name: _guess(name, documents) for name in task.baselines}
+    settings = {"until": _spell_stops(chat), "do_sample": False, "max_gen_toks": task.max_new_tokens}
+    texts = [decode_answer(chat.tokenizer, answer.ids) for answer in answers]
     return [
-        _grade_text(task, document, answer, decode_answer(tokenizer, answer.ids), {n: g[i] for n, g in guesses.items()})
-        for i, (document, answer) in enumerate(zip(documents, answers, strict=True))
+        _grade_text(task, document, (answer, text, settings), {name: guess[i] for name, guess in guesses.items()})
+        for i, (document, answer, text) in enumerate(zip(documents, answers, texts, strict=True))
     ]
 
 
+def _spell_stops(chat: ChatTemplate) -> list[str]:
+    spelled = {token: name for name, token in chat.tokenizer.control_ids.items()}
+    return [spelled.get(token, f"id {token}") for token in chat.stop_ids]
+
+
 def _grade_text(
-    task: GenerateTask, document: Document, answer: Generated, text: str, guesses: Mapping[str, str]
+    task: GenerateTask,
+    document: Document,
+    answered: tuple[Generated, str, dict[str, Any]],
+    guesses: Mapping[str, str],
 ) -> Graded:
+    answer, text, settings = answered
+
     def is_right(candidate: str) -> Ratio:
         reference = apply_filters(document.target, task.filters)
         return Ratio(float(_MATCHES[task.match](apply_filters(candidate, task.filters), reference)))
@@ -118,24 +130,19 @@ def _grade_text(
     return Graded(
         metrics={"exact_match": is_right(text), "stopped": Ratio(float(answer.stopped))},
         baselines={name: is_right(guess) for name, guess in guesses.items()},
-        arguments=[
-            [
-                _prompt_text(document),
-                {"until": ["<end>"], "do_sample": False, "max_gen_toks": task.max_new_tokens},
-            ]
-        ],
+        arguments=[[_prompt_text(document), settings]],
         responses=[[text]],
         filtered=[apply_filters(text, task.filters)],
         truncated=answer.truncated,
     )
 
 
-def _ask_options(documents: Sequence[Document], task: ChoiceTask, tokenizer: Tokenizer) -> list[Score]:
-    return [_ask_option(document, option, tokenizer) for document in documents for option in document.options]
+def _ask_options(documents: Sequence[Document], task: ChoiceTask, chat: ChatTemplate) -> list[Score]:
+    return [_ask_option(document, option, chat) for document in documents for option in document.options]
 
 
 def _grade_choices(
-    documents: Sequence[Document], task: ChoiceTask, tokenizer: Tokenizer, answers: Sequence[Scored]
+    documents: Sequence[Document], task: ChoiceTask, chat: ChatTemplate, answers: Sequence[Scored]
 ) -> list[Graded]:
     remaining = iter(answers)
     majority = _guess("majority", documents)
@@ -145,12 +152,14 @@ def _grade_choices(
     ]
 
 
-def _ask_option(document: Document, option: str, tokenizer: Tokenizer) -> Score:
-    """Asks for the option's tokens as the assistant's content, its end of turn left out."""
+def _ask_option(document: Document, option: str, chat: ChatTemplate) -> Score:
+    """Asks for the option's tokens as the assistant's content, what ends its turn left out."""
     turns = document.conversation.turns[:-1]
     conversation = msgspec.structs.replace(document.conversation, turns=(*turns, Turn("assistant", option)))
-    ids = encode_conversation(conversation, tokenizer).ids[:-1]
-    return Score(ids, (np.arange(len(ids)) >= len(encode_prompt(turns, tokenizer))).astype(np.float32))
+    encoded = chat.encode_conversation(conversation)
+    is_option = encoded.turns == len(turns)
+    length = int(np.flatnonzero(is_option)[-1]) + 1
+    return Score(encoded.ids[:length], is_option[:length].astype(np.float32))
 
 
 def _grade_choice(document: Document, answers: Sequence[Scored], guess: str) -> Graded:
@@ -171,15 +180,15 @@ def _grade_choice(document: Document, answers: Sequence[Scored], guess: str) -> 
     )
 
 
-def _ask_whole(documents: Sequence[Document], task: HeldoutTask, tokenizer: Tokenizer) -> list[Score]:
-    encoded = [encode_conversation(document.conversation, tokenizer) for document in documents]
+def _ask_whole(documents: Sequence[Document], task: HeldoutTask, chat: ChatTemplate) -> list[Score]:
+    encoded = [chat.encode_conversation(document.conversation) for document in documents]
     return [Score(each.ids, each.weights) for each in encoded]
 
 
 def _grade_losses(
-    documents: Sequence[Document], task: HeldoutTask, tokenizer: Tokenizer, answers: Sequence[Scored]
+    documents: Sequence[Document], task: HeldoutTask, chat: ChatTemplate, answers: Sequence[Scored]
 ) -> list[Graded]:
-    uniform = math.log(tokenizer.vocab_size)
+    uniform = math.log(chat.tokenizer.vocab_size)
     return [
         Graded(
             metrics=_measure_loss(-answer.log_likelihood, answer.tokens, document.conversation),

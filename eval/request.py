@@ -32,7 +32,7 @@ class Generate(NamedTuple):
 
     prompt: Int32[np.ndarray, " n"]
     max_new_tokens: int
-    stop_id: int
+    stop_ids: tuple[int, ...]
 
 
 class Generated(NamedTuple):
@@ -41,6 +41,6 @@ class Generated(NamedTuple):
     ids: list[int]
     """Without the stop token."""
     stopped: bool
-    """The stop token came within `max_new_tokens`."""
+    """A stop token came within `max_new_tokens`."""
     truncated: bool
     """The left part of the prompt was cut off."""

@@ -19,18 +19,14 @@ import jax
 import msgspec
 from rich.console import Console
 
-from data.chat import template_hash
-from data.tokenizer import Tokenizer, load_tokenizer
 from eval.config import EvalConfig, EvalError
-from eval.engine import Limits, Model
+from eval.engine import Limits
 from eval.grading import Graded, ask_task, grade_task
+from eval.opening import OpenModel, load_model, open_model
 from eval.results import TaskResult, build_results, read_results, write_results
 from eval.table import draw_table
 from eval.task import Document, TaskConfig, follow_recipe, load_documents, load_task, thin_out
-from model.checkpoint import CheckpointPath, find_checkpoint, load_params, read_meta
-from model.config import ModelConfig
-from model.parallel import AxisRules, check_divisible, make_mesh
-from model.transformer import abstract
+from model.parallel import make_mesh
 
 
 def run_eval(config: EvalConfig, *, console: Console | None = None) -> dict[str, Any]:
@@ -42,78 +38,46 @@ def run_eval(config: EvalConfig, *, console: Console | None = None) -> dict[str,
     started = time.perf_counter()
     console = Console() if console is None else console
     named = _load_tasks(config.tasks)
-    checkpoint = find_checkpoint(config.checkpoint)
-    meta = read_meta(checkpoint)
-    tokenizer = load_matching_tokenizer(checkpoint, meta)
-    tasks = [follow_recipe(task, meta["recipe"]) for task in named]
+    opened = open_model(config.checkpoint, template=config.template)
+    chat = opened.need_chat()
+    tasks = [follow_recipe(task, opened.recipe) if opened.recipe else task for task in named]
     documents = [_load_task_documents(task, config) for task in tasks]
-    limits = Limits(config.batch_tokens, config.max_length or meta["recipe"]["data"]["packing"]["row_length"])
+    limits = Limits(config.batch_tokens, config.max_length or opened.max_length)
     requests = [
-        ask_task(task, chosen, tokenizer=tokenizer, max_length=limits.max_length)
+        ask_task(task, chosen, chat=chat, max_length=limits.max_length)
         for task, (chosen, _) in zip(tasks, documents, strict=True)
     ]
-    folder = Path(config.output) if config.output else checkpoint.run_dir / "eval" / str(checkpoint.step)
+    folder = Path(config.output) if config.output else opened.run_dir / "eval" / str(opened.step)
     read_results(folder)  # A damaged one is refused now, not after the first task.
     built: dict[str, Any] = {}
     with jax.set_mesh(make_mesh(config.mesh)):
-        model = load_model(checkpoint, meta, config)
+        model = load_model(opened, config.compute)
         for task, (chosen, original), asked in zip(tasks, documents, requests, strict=True):
-            answer = functools.partial(grade_task, requests=asked, tokenizer=tokenizer, model=model, limits=limits)
+            answer = functools.partial(grade_task, requests=asked, chat=chat, model=model, limits=limits)
             graded = _time_task(task, chosen, answer, console=console)
             result = TaskResult(task, chosen, graded, original, config.limit, limits.max_length, time.time())
-            facts = _list_facts(config, checkpoint, meta, limits, time.perf_counter() - started)
+            facts = _list_facts(config, opened, limits, time.perf_counter() - started)
             # Written after each task: what fails later loses nothing that is computed.
             built = write_results(folder, build_results([result], facts), [result])
-    untrained = read_results(checkpoint.run_dir / "eval" / "0") if checkpoint.step else None
+    untrained = read_results(opened.run_dir / "eval" / "0") if opened.step else None
     for task in tasks:
         console.print(draw_table(built, task.name, untrained=untrained))
     console.print(f"wrote {folder}/results.json", highlight=False, soft_wrap=True)
     return built
 
 
-def load_matching_tokenizer(checkpoint: CheckpointPath, meta: dict[str, Any]) -> Tokenizer:
-    """The run's tokenizer; EvalError when the model was trained with another one, or another template."""
-    tokenizer = load_tokenizer(checkpoint.run_dir / "tokenizer")
-    if tokenizer.hash != meta["tokenizer_hash"]:
-        raise EvalError(
-            f"{checkpoint.run_dir / 'tokenizer'} has hash {tokenizer.hash[:12]}, the checkpoint was trained "
-            f"with {meta['tokenizer_hash'][:12]}; put that run's own tokenizer folder back"
-        )
-    if template_hash() != meta["template_hash"]:
-        raise EvalError(
-            f"this version's chat template has hash {template_hash()[:12]}, the checkpoint was trained with "
-            f"{meta['template_hash'][:12]}; evaluate it with the polytune version that trained it"
-        )
-    return tokenizer
-
-
-def load_model(checkpoint: CheckpointPath, meta: dict[str, Any], config: EvalConfig) -> Model:
-    """The checkpoint's parameters on the mesh in use, ready to answer.
-
-    Raises ValueError for a mesh that does not divide the model, CheckpointError for unreadable parameters.
-    """
-    cfg, axes = msgspec.convert(meta["model"], ModelConfig), AxisRules()
-    sizes = {
-        "model.dim": (cfg.dim, axes.embed),
-        "model.num_kv_heads": (cfg.num_kv_heads, axes.heads),
-        "model.mlp_dim": (cfg.mlp_dim, axes.mlp),
-        "model.vocab_size": (cfg.vocab_size, axes.vocab),
-    }
-    check_divisible(sizes, jax.sharding.get_mesh())
-    return Model(cfg, axes, load_params(checkpoint, abstract(cfg, axes)), config.compute)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m eval.run",
-        description="Evaluate a checkpoint by language.",
+        description="Evaluate a model by language.",
         epilog="example: python -m eval.run runs/demo --tasks facts,rewrite",
     )
-    parser.add_argument("checkpoint", help="run directory, or RUN/checkpoints/STEP")
+    parser.add_argument("checkpoint", help="run directory, RUN/checkpoints/STEP, or Hugging Face folder")
     parser.add_argument("--tasks", required=True, help="names or .yaml files, separated by commas")
     parser.add_argument("--output", help="folder for results.json (default: RUN/eval/STEP)")
     parser.add_argument("--data-root", help="folder that the tasks' files are under (default: here)")
+    parser.add_argument("--template", help="chat template: a shipped name or a file (default: the model's own)")
     parser.add_argument("--limit", help="at most this many documents per language")
     parser.add_argument("--max-length", help="longest input in tokens (default: the training row length)")
     parser.add_argument("--batch-tokens", help="positions computed at once")
@@ -166,15 +130,13 @@ def _time_task(
     return graded
 
 
-def _list_facts(
-    config: EvalConfig, checkpoint: CheckpointPath, meta: dict[str, Any], limits: Limits, seconds: float
-) -> dict[str, Any]:
+def _list_facts(config: EvalConfig, opened: OpenModel, limits: Limits, seconds: float) -> dict[str, Any]:
     """What results.json says about the run itself."""
     return {
         "config": {
             "model": "polytune",
-            "step": checkpoint.step,
-            "checkpoint": f"{checkpoint.run_dir.resolve().name}/{checkpoint.step}",
+            "step": opened.step,
+            "checkpoint": f"{opened.run_dir.resolve().name}/{opened.step}",
             "mesh": msgspec.to_builtins(config.mesh),
             "devices": jax.device_count(),
             "platform": jax.default_backend(),
@@ -183,8 +145,8 @@ def _list_facts(
             "batch_tokens": limits.batch_tokens,
             "max_length": limits.max_length,
         },
-        "chat_template_sha": meta["template_hash"],
-        "tokenizer_hash": meta["tokenizer_hash"],
+        "chat_template_sha": opened.need_chat().hash,
+        "tokenizer_hash": opened.tokenizer.hash,
         "date": time.time(),
         "total_evaluation_time_seconds": seconds,
     }

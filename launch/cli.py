@@ -4,17 +4,26 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.text import Text
 
+if TYPE_CHECKING:
+    from launch.answering import AnswerConfig
+
 EXIT_USER_ERROR = 2
+MODEL = "a run directory (newest step), RUN/checkpoints/STEP, or a Hugging Face folder"
+DTYPES = ("float32", "bfloat16", "float16")
 EXAMPLES = {
     "demo": "polytune demo",
     "train": "polytune train demo run.dir=runs/mine train.steps=200",
     "eval": "polytune eval runs/demo --tasks facts,rewrite",
     "preview": "polytune preview demo --rows 2 --language sw",
     "generate": "polytune generate runs/demo --prompt 'Which day comes after Monday?'",
+    "chat": "polytune chat runs/demo",
+    "import": "polytune import HF_DIR runs/imported --dtype bfloat16",
+    "export": "polytune export runs/demo exported/demo",
     "report": "polytune report runs/demo",
     "env": "polytune env",
 }
@@ -71,7 +80,8 @@ def make_parser() -> argparse.ArgumentParser:
     train = add("train", "Train a recipe; the same command again goes on from the newest checkpoint.")
     _add_recipe(train)
     evaluate = add("eval", "Evaluate a checkpoint: results.json, samples and a table by language.")
-    evaluate.add_argument("checkpoint", help="a run directory (newest step) or RUN/checkpoints/STEP")
+    evaluate.add_argument("checkpoint", help=MODEL)
+    evaluate.add_argument("--template", help="chat template: a shipped name or a file (default: the model's own)")
     evaluate.add_argument("--tasks", required=True, help="names of tasks or task files, with commas")
     evaluate.add_argument("--output", metavar="DIR", help="where to write (default: RUN/eval/STEP)")
     evaluate.add_argument("--data-root", default=".", help="folder that the tasks' files are relative to")
@@ -81,22 +91,56 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--fsdp", type=int, default=-1, help="devices on the fsdp axis of its own mesh (default: all)"
     )
+    evaluate.add_argument("--expert", type=int, default=1, help="devices on the expert axis")
     evaluate.add_argument("--tensor", type=int, default=1, help="devices on the tensor axis")
+    _add_compute(evaluate)
     preview = add("preview", "Show what a recipe feeds the model: roles and trained spans in colour.")
     _add_recipe(preview)
     preview.add_argument("--rows", type=int, default=3, help="packed rows to show")
     preview.add_argument("--language", metavar="TAG", help="only rows that hold this language")
-    generate = add("generate", "Answer prompts with a checkpoint.")
-    generate.add_argument("checkpoint", help="a run directory (newest step) or RUN/checkpoints/STEP")
+    generate = add("generate", "Answer prompts with a model.")
     generate.add_argument("--prompt", required=True, action="append", help="may be given several times")
-    generate.add_argument("--system", help="a system message before each prompt")
-    generate.add_argument("--max-new-tokens", type=int, default=64)
-    generate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
-    generate.add_argument("--seed", type=int, default=0)
+    _add_answering(generate, max_new_tokens=64)
+    chat = add("chat", "Talk with a model, its answers shown as they come.")
+    _add_answering(chat, max_new_tokens=512)
+    importing = add("import", "Turn a Hugging Face folder into a run directory with one checkpoint.")
+    importing.add_argument("folder", help="config.json, safetensors, tokenizer")
+    importing.add_argument("out", help="the run directory to write")
+    importing.add_argument("--dtype", choices=DTYPES, help="of the parameters (default: the folder's own)")
+    importing.add_argument("--template", help="chat template: a shipped name or a file (default: the folder's own)")
+    importing.add_argument(
+        "--vocab-multiple", type=int, default=1, metavar="N", help="pad the vocabulary to a multiple of N (default: 1)"
+    )
+    export = add("export", "Turn a checkpoint into a Hugging Face folder that transformers loads.")
+    export.add_argument("checkpoint", help=MODEL)
+    export.add_argument("out", help="the folder to write")
+    export.add_argument("--dtype", choices=DTYPES, help="of the tensors (default: as they came, else float32)")
+    export.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a file, e.g. 500MB (default: 5GB)")
     report = add("report", "Write RUN/report.html: one file, no network.")
     report.add_argument("run_dir")
     add("env", "Describe machine and versions, to paste into a bug report.")
     return parser
+
+
+def _add_answering(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
+    parser.add_argument("checkpoint", help=MODEL)
+    parser.add_argument("--system", help="a system message to begin with")
+    parser.add_argument("--template", help="chat template: a shipped name or a file (default: the model's own)")
+    parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens)
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    parser.add_argument("--top-k", type=int, default=0, help="draw from the k likeliest tokens only")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest tokens that together reach p")
+    parser.add_argument("--min-p", type=float, default=0.0, help="draw from tokens at least p times the likeliest's")
+    parser.add_argument("--repetition-penalty", type=float, default=1.0)
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
+    parser.add_argument("--seed", type=int, default=0)
+    _add_compute(parser)
+
+
+def _add_compute(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--compute", choices=("float32", "bfloat16"), default="float32", help="of activations and matrix products"
+    )
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -136,7 +180,9 @@ def _eval(options: argparse.Namespace, console: Console) -> int:
         "limit": options.limit,
         "max_length": options.max_length,
         "batch_tokens": options.batch_tokens,
-        "mesh": {"fsdp": options.fsdp, "tensor": options.tensor},
+        "mesh": {"fsdp": options.fsdp, "expert": options.expert, "tensor": options.tensor},
+        "template": options.template,
+        "compute": {"dtype": options.compute},
     }
     config = msgspec.convert(fields, EvalConfig)
     run_eval(config, console=console)
@@ -153,11 +199,50 @@ def _preview(options: argparse.Namespace, console: Console) -> int:
 
 def _generate(options: argparse.Namespace, console: Console) -> int:
     from launch.generate import run_generate
+    from model.config import ComputeConfig
 
     return run_generate(
-        options.checkpoint, options.prompt, system=options.system, max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature, seed=options.seed, console=console,
+        options.checkpoint, options.prompt, _read_answering(options), system=options.system,
+        template=options.template, compute=ComputeConfig(dtype=options.compute), console=console,
     )  # fmt: skip
+
+
+def _chat(options: argparse.Namespace, console: Console) -> int:
+    from launch.chat import run_chat
+    from model.config import ComputeConfig
+
+    return run_chat(
+        options.checkpoint, _read_answering(options), system=options.system, template=options.template,
+        compute=ComputeConfig(dtype=options.compute), console=console,
+    )  # fmt: skip
+
+
+def _read_answering(options: argparse.Namespace) -> "AnswerConfig":
+    import msgspec
+
+    from launch.answering import AnswerConfig
+    from model.sampling import SamplingConfig
+
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    sampling = msgspec.convert({name: getattr(options, name) for name in names}, SamplingConfig)
+    return AnswerConfig(options.max_new_tokens, (), tuple(options.stop), sampling, options.seed)
+
+
+def _import(options: argparse.Namespace, console: Console) -> int:
+    from launch.interchange import run_import
+
+    return run_import(
+        options.folder, options.out, dtype=options.dtype, template=options.template,
+        vocab_multiple=options.vocab_multiple, console=console,
+    )  # fmt: skip
+
+
+def _export(options: argparse.Namespace, console: Console) -> int:
+    from launch.interchange import run_export
+
+    return run_export(
+        options.checkpoint, options.out, dtype=options.dtype, max_shard_size=options.max_shard_size, console=console
+    )
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:
@@ -183,6 +268,9 @@ VERBS = {
     "eval": _eval,
     "preview": _preview,
     "generate": _generate,
+    "chat": _chat,
+    "import": _import,
+    "export": _export,
     "report": _report,
     "env": _env,
 }

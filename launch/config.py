@@ -27,7 +27,10 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """One run, completely. Written beside it, with every default filled in, as `recipe.yaml`."""
 
     run: RunConfig
-    model: ModelConfig
+    model: ModelConfig | str
+    """The fields of a model, which starts from random parameters; or the path of one to start from: a Hugging Face
+    folder, a run directory, RUN/checkpoints/STEP. Its tokenizer and chat template are used unless `tokenizer` says
+    otherwise."""
     data: DataConfig
     optim: OptimConfig
     train: TrainConfig

@@ -23,6 +23,7 @@ from data.plan import read_plan
 from data.procedural import ignore_rule_answer, procedural_conversations
 from data.schema import Conversation
 from eval.report import write_report
+from launch.answering import AnswerConfig
 from launch.config import Recipe, RecipeError
 from launch.generate import answer_prompts
 from launch.recipe import load_recipe
@@ -205,7 +206,7 @@ def _last_step(run_dir: Path) -> int:
 def _answer(recipe: Recipe, run_dir: Path, console: Console) -> None:
     picked = pick_prompts(recipe)
     prompts = [conversation.turns[0].content for conversation in picked]
-    answers = answer_prompts(str(run_dir), prompts, system=None, max_new_tokens=32, temperature=0.0, seed=0)
+    answers = answer_prompts(str(run_dir), prompts, AnswerConfig(max_new_tokens=32, stop_ids=()), system=None)
     for conversation, answer in zip(picked, answers, strict=True):
         reference = conversation.turns[-1].content
         is_right = answer.text.strip() == reference

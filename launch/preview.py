@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.text import Text
 
 from data.batch import Batch, Role
@@ -13,7 +14,10 @@ from data.pipeline import make_batch
 from data.prepare import Prepared, prepare
 from data.tokenizer import Tokenizer
 from launch.config import Recipe
+from launch.origin import open_origin
 from launch.plan_table import share_by
+from launch.runtime import use_mesh
+from model.parallel import MeshConfig
 
 STYLES = {
     Role.PAD: "dim",
@@ -28,11 +32,14 @@ TRAINED = "bold green"
 
 def run_preview(recipe: Recipe, *, rows: int, language: str | None, console: Console) -> int:
     """Prints packed rows (those with `language`, if given) and totals of trained tokens; touches no run directory."""
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, use_mesh(MeshConfig()):
+        origin = open_origin(recipe)
         prepared = prepare(
-            recipe.data, recipe.tokenizer, steps=recipe.train.steps, batch_rows=recipe.train.batch_rows,
-            seed=recipe.run.seed, run_dir=Path(scratch),
+            recipe.data, origin.tokenizer, steps=recipe.train.steps, batch_rows=recipe.train.batch_rows,
+            seed=recipe.run.seed, run_dir=Path(scratch), extra_stop_ids=origin.stop_ids,
         )  # fmt: skip
+        for notice in prepared.chat.notices:
+            console.print(f"[bold yellow]notice[/] {escape(notice)}", soft_wrap=True)
         chosen = choose_rows(prepared, rows=rows, language=language)
         batch = make_batch(prepared.dataset, prepared.plan, chosen)
         legend = Text("trained", TRAINED)
@@ -69,13 +76,13 @@ def choose_rows(prepared: Prepared, *, rows: int, language: str | None) -> list[
 def render_row(batch: Batch, i: int, tokenizer: Tokenizer, languages: tuple[str, ...]) -> list[Text]:
     """One line per packed example: its language, then its text coloured by role, trained spans in green.
 
-    A span is shown as the tokens the model must predict; control tokens are shown by name.
+    A span is shown as the tokens the model must predict; control tokens are shown as they are spelled.
     """
     lines = []
     for segment in range(1, int(batch.segments_BT[i].max()) + 1):
         at = np.flatnonzero(batch.segments_BT[i] == segment)
         line = Text(f"[{languages[batch.language_BT[i, at[0]]]}] ", "bold")
-        line.append(_show_control(int(batch.tokens_BT[i, at[0]]), tokenizer), STYLES[Role.HEADER])
+        line.append(_decode_span([int(batch.tokens_BT[i, at[0]])], tokenizer), STYLES[Role.HEADER])
         labelled = [
             (
                 int(batch.targets_BT[i, t]),
@@ -94,17 +101,12 @@ def render_row(batch: Batch, i: int, tokenizer: Tokenizer, languages: tuple[str,
 
 
 def _decode_span(ids: list[int], tokenizer: Tokenizer) -> str:
+    spelled = {token: name for name, token in tokenizer.control_ids.items()}
     parts = []
-    for is_control, group in groupby(ids, key=tokenizer.is_control):
-        group = list(group)
-        parts.append("".join(_show_control(t, tokenizer) for t in group) if is_control else tokenizer.decode(group))
+    for is_control, tokens in groupby(ids, key=tokenizer.is_control):
+        group = list(tokens)
+        parts.append("".join(spelled[token] for token in group) if is_control else tokenizer.decode(group))
     return "".join(parts)
-
-
-def _show_control(token: int, tokenizer: Tokenizer) -> str:
-    names = {tokenizer.pad_id: "pad", tokenizer.bos_id: "bos", tokenizer.end_id: "end"}
-    names |= {token: role for role, token in tokenizer.role_ids.items()}
-    return f"<{names[token]}>"
 
 
 def _print_totals(prepared: Prepared, console: Console) -> None:

@@ -25,9 +25,13 @@ ACCELERATOR_PLUGINS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
 
-def set_up_process() -> None:
-    """Quiet loggers, kept memory, a persistent compilation cache; to be called once, first in a program's main."""
-    keep_freed_memory()
+def set_up_process(*, keep_memory: bool = True) -> None:
+    """Quiet loggers, kept memory, a persistent compilation cache; to be called once, first in a program's main.
+
+    `keep_memory=False` for programs that hold a large model once and compute little: kept memory is never given back.
+    """
+    if keep_memory:
+        keep_freed_memory()
     for name in ("absl", "orbax", "jax._src.compiler"):
         logging.getLogger(name).setLevel(logging.ERROR)
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))

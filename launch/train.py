@@ -9,19 +9,22 @@ from typing import Any
 import jax
 import msgspec
 from rich.console import Console
+from rich.markup import escape
 
 from data.pipeline import make_batches
 from data.plan import trained_per_row
 from data.prepare import Prepared, prepare
+from data.tokenizer import Tokenizer, fits_vocabulary
 from launch.config import Recipe, RecipeError
 from launch.environment import describe_devices, git_state, library_versions
+from launch.origin import Origin, open_origin
 from launch.plan_table import print_plan
 from launch.recipe import check_same_run, recipe_tree, write_recipe
 from launch.runtime import lock_run_dir, set_up_process, use_mesh
 from model import transformer
 from model.checkpoint import newest_step
 from model.config import ModelConfig
-from model.parallel import AxisRules, check_divisible
+from model.parallel import AxisRules, check_divisible, sharded_sizes
 from train.loop import Outcome, TrainJob, head_positions, run_training
 from train.metrics import read_metrics
 from train.optim import make_schedule
@@ -41,14 +44,17 @@ def run_train(recipe: Recipe, *, recipe_name: str, console: Console) -> int:
         )
     run_dir = Path(recipe.run.dir)
     with use_mesh(recipe.mesh) as mesh:
-        check_sizes(recipe, mesh)
+        origin = open_origin(recipe)
+        check_sizes(recipe, origin.cfg, mesh)
         with lock_run_dir(run_dir):
             check_same_run(recipe, run_dir)
             prepared = prepare(
-                recipe.data, recipe.tokenizer, steps=recipe.train.steps, batch_rows=recipe.train.batch_rows,
-                seed=recipe.run.seed, run_dir=run_dir,
+                recipe.data, origin.tokenizer, steps=recipe.train.steps, batch_rows=recipe.train.batch_rows,
+                seed=recipe.run.seed, run_dir=run_dir, extra_stop_ids=origin.stop_ids,
             )  # fmt: skip
-            job = make_job(recipe, prepared)
+            for notice in prepared.chat.notices:
+                console.print(f"[bold yellow]notice[/] {escape(notice)}", soft_wrap=True)
+            job = make_job(recipe, origin, prepared)
             if newest_step(run_dir) is None:
                 print_plan(prepared.plan.summary, job, mesh, console)
             outcome = _train(recipe, prepared, job, console)
@@ -60,37 +66,36 @@ def run_train(recipe: Recipe, *, recipe_name: str, console: Console) -> int:
     return EXIT_STOPPED
 
 
-def check_sizes(recipe: Recipe, mesh: jax.sharding.Mesh) -> None:
+def check_sizes(recipe: Recipe, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> None:
     """Raises ValueError, before any data is read: a size the mesh does not divide, a warm-up that does not fit."""
     make_schedule(recipe.optim, recipe.train.steps)
     axes = AxisRules()
     rows = recipe.train.batch_rows // recipe.train.microbatches
-    check_divisible(
-        {
-            "rows per microbatch (train.batch_rows / train.microbatches)": (rows, axes.batch),
-            "model.dim": (recipe.model.dim, axes.embed),
-            "model.num_kv_heads": (recipe.model.num_kv_heads, axes.heads),
-            "model.mlp_dim": (recipe.model.mlp_dim, axes.mlp),
-        },
-        mesh,
-    )  # fmt: skip
+    microbatch = {"rows per microbatch (train.batch_rows / train.microbatches)": (rows, axes.batch)}
+    check_divisible({**microbatch, **sharded_sizes(cfg, axes)}, mesh)
 
 
-def resolve_model(recipe: Recipe, vocab_size: int) -> ModelConfig:
-    """The recipe's model with the tokenizer's vocabulary filled in; RecipeError when it is too small for it."""
-    given = recipe.model.vocab_size
-    if given and given < vocab_size:
+def resolve_model(cfg: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """The model with the tokenizer's vocabulary filled in; RecipeError when it is too small for it."""
+    if cfg.vocab_size and not fits_vocabulary(tokenizer, cfg.vocab_size):
         raise RecipeError(
-            f"model.vocab_size={given} is smaller than the tokenizer's {vocab_size}; use 0 to take it from there"
+            f"model.vocab_size={cfg.vocab_size} is smaller than the tokenizer's {tokenizer.vocab_size}; use 0 to take "
+            "it from there, or the tokenizer that belongs to the model"
         )
-    return msgspec.structs.replace(recipe.model, vocab_size=given or vocab_size)
+    return msgspec.structs.replace(cfg, vocab_size=cfg.vocab_size or tokenizer.vocab_size)
 
 
-def make_job(recipe: Recipe, prepared: Prepared) -> TrainJob:
+def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
     """Everything the loop needs, decided before the first step."""
-    model_config = resolve_model(recipe, prepared.tokenizer.vocab_size)
+    model_config = resolve_model(origin.cfg, prepared.tokenizer)
     axes = AxisRules()
-    check_divisible({"vocabulary (model.vocab_size)": (model_config.vocab_size, axes.vocab)}, jax.sharding.get_mesh())
+    check_divisible({"vocabulary (model.vocab_size)": (model_config.padded_vocab, axes.vocab)}, jax.sharding.get_mesh())
+    largest = int(prepared.dataset.tokens.max())
+    if largest >= model_config.vocab_size:
+        raise RecipeError(
+            f"the data has token id {largest}, the model embeds {model_config.vocab_size}: its chat template writes a "
+            "token the model does not have. Choose another with tokenizer.template"
+        )
     plan = prepared.plan
     most_trained_S = head_positions(
         trained_per_row(prepared.dataset, plan), batch_rows=recipe.train.batch_rows, row_length=plan.row_length
@@ -102,6 +107,7 @@ def make_job(recipe: Recipe, prepared: Prepared) -> TrainJob:
         num_languages=len(prepared.dataset.facts.languages),
         most_trained=max(most_trained_S),
         microbatches=recipe.train.microbatches,
+        router=recipe.train.router,
     )
     return TrainJob(
         run_dir=Path(recipe.run.dir),
@@ -122,8 +128,12 @@ def make_job(recipe: Recipe, prepared: Prepared) -> TrainJob:
             "row_length": plan.row_length,
             "languages": list(prepared.dataset.facts.languages),
             "sources": list(prepared.dataset.facts.sources),
+            "stop_ids": list(prepared.chat.stop_ids),
+            "dtype": "float32",
             "versions": library_versions(),
+            **origin.meta,
         },
+        load_params=origin.load,
     )
 
 

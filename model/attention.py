@@ -1,6 +1,7 @@
 """Grouped-query attention over packed rows: masks, distances and the weighted sum."""
 
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,10 +52,11 @@ def alibi_slopes(num_heads: int) -> list[float]:
 
 def attend(
     q_BTNH: Float[Array, "B T N H"],
-    k_BSKH: Float[Array, "B S K H"],
-    v_BSKH: Float[Array, "B S K H"],
+    k: Float[Array, "B K _ _"],
+    v: Float[Array, "B K _ _"],
     mask_BTS: Bool[Array, "B T S"],
     *,
+    layout: Literal["BKHS", "BKSH"],
     scale: float,
     out_spec: PartitionSpec,
     softcap: float = 0.0,
@@ -62,26 +64,25 @@ def attend(
 ) -> Float[Array, "B T N H"]:
     """Softmax(scale q k) v with each group of N / K query heads sharing a key head; softmax in float32.
 
-    Scores pass through the soft-cap before the mask. `alibi_BTS`, the distance from query to key, is weighed by each
-    head's slope and taken from them.
+    Keys and values are laid out with positions last, whose gradients then need no transposing, or with the heads'
+    dimensions last, into which a cache can be written in place. Scores pass through the soft-cap before the mask.
+    `alibi_BTS`, the distance from query to key, is weighed by each head's slope and taken from them.
     """
     batch, length, heads, width = q_BTNH.shape
-    kv_heads = k_BSKH.shape[2]
+    kv_heads = k.shape[1]
     rows, head_axis = out_spec[0], out_spec[2]
     group_spec = PartitionSpec(rows, None, head_axis, None, None)
     heads_spec = PartitionSpec(rows, head_axis, None, None, None)
-    # Heads before positions: both products are plain batched ones, and only q, k, v and the output are transposed,
-    # never the T by S scores. Positions last in k and v: then neither are their gradients.
+    # Heads before positions: both products are plain batched ones, and the T by S scores are never transposed.
     q_BTKGH = (q_BTNH * scale).reshape(batch, length, kv_heads, heads // kv_heads, width, out_sharding=group_spec)
     q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4)
-    k_BKHS, v_BKHS = k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 3, 1)
-    scores_BKGTS = contract("BKGTH,BKHS->BKGTS", q_BKGTH, k_BKHS, out_spec=heads_spec, dtype=jnp.float32)
+    scores_BKGTS = contract(f"BKGTH,{layout}->BKGTS", q_BKGTH, k, out_spec=heads_spec, dtype=jnp.float32)
     scores_BKGTS = soft_cap(scores_BKGTS, softcap)
     if alibi_BTS is not None:
         slopes_KG = jnp.asarray(alibi_slopes(heads), jnp.float32).reshape(kv_heads, heads // kv_heads)
         falls_BKGTS = slopes_KG[None, :, :, None, None] * alibi_BTS.astype(jnp.float32)[:, None, None]
         scores_BKGTS = scores_BKGTS - jax.sharding.reshard(falls_BKGTS, heads_spec)
     scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, jnp.finfo(jnp.float32).min)
-    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v_BSKH.dtype)
-    out_BKGTH = contract("BKGTS,BKHS->BKGTH", weights_BKGTS, v_BKHS, out_spec=heads_spec)
+    weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v.dtype)
+    out_BKGTH = contract(f"BKGTS,{layout}->BKGTH", weights_BKGTS, v, out_spec=heads_spec)
     return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width, out_sharding=out_spec)

@@ -1,7 +1,8 @@
 """One layer of the decoder: attention and MLP, with their norms, as `ModelConfig` and the layer's kind say."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -31,7 +32,7 @@ class Context(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values: of one layer (B, S, K, H), or of a stack of layers with a leading dimension."""
+    """Keys and values: of one layer (B, K, S, H), or of a stack of layers with a leading dimension."""
 
     k: Array
     v: Array
@@ -76,14 +77,13 @@ class Attention(nn.Module):
                 rotate, rotation=context.rotations[self.kind.rope], interleaved=self.kind.rope.interleaved
             )
             q_BTNH, k_BSKH = turn(q_BTNH), turn(k_BSKH)
-        if cache is not None:
-            cache = Cache(
-                _write_slots(cache.k, k_BSKH, context.slots_BT, heads_spec),
-                _write_slots(cache.v, v_BSKH, context.slots_BT, heads_spec),
-            )
-            k_BSKH, v_BSKH = cache
+        if cache is None:
+            layout, k, v = "BKHS", k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 3, 1)
+        else:
+            cache = Cache(*(self._write(old, new, context) for old, new in zip(cache, (k_BSKH, v_BSKH), strict=True)))
+            layout, (k, v) = "BKSH", cache
         out_BTNH = attend(
-            q_BTNH, k_BSKH, v_BSKH, context.masks[self.kind.window],
+            q_BTNH, k, v, context.masks[self.kind.window], layout=layout,
             scale=cfg.query_scale or cfg.head_dim**-0.5, out_spec=heads_spec,
             softcap=cfg.attention_softcap, alibi_BTS=context.distance_BTS,
         )  # fmt: skip
@@ -104,6 +104,13 @@ class Attention(nn.Module):
             "BTD,DNH->BTNH", (cfg.dim, heads, cfg.head_dim), cfg.dim**-0.5, axes.spec("embed", "heads", None),
             axes.spec("batch", None, "heads", None), bias=cfg.qkv_bias, name=name,
         )(x_BTD)  # fmt: skip
+
+    def _write(
+        self, cache_BKSH: Float[Array, "B K S H"], new_BTKH: Float[Array, "B T K H"], context: Context
+    ) -> Float[Array, "B K S H"]:
+        rows_B1 = jnp.arange(cache_BKSH.shape[0])[:, None]
+        spec = self.axes.spec("batch", "heads", None, None)
+        return cache_BKSH.at[rows_B1, :, context.slots_BT].set(new_BTKH, out_sharding=spec)
 
 
 class MLP(nn.Module):
@@ -166,6 +173,11 @@ class Block(nn.Module):
         return x_BTD + attended_BTD + added_BTD if cfg.parallel else x_BTD + added_BTD, cache, sums
 
 
+def run(module: nn.Module, params: Mapping[str, Any], *inputs: Any, method: str | None = None) -> Any:
+    """The module's output, or that of one of its methods, with these parameters."""
+    return module.apply({"params": params}, *inputs, method=method)
+
+
 def embedding_of(cfg: ModelConfig, axes: AxisRules) -> Embedding:
     """The embedding of a config."""
     return Embedding(
@@ -185,8 +197,3 @@ def head_of(cfg: ModelConfig, axes: AxisRules) -> Einsum:
         "BTD,DV->BTV", (cfg.dim, cfg.padded_vocab), cfg.dim**-0.5, axes.spec("embed", "vocab"),
         axes.spec("batch", None, "vocab"),
     )  # fmt: skip
-
-
-def _write_slots(cache_BSKH, new_BTKH, slots_BT, spec) -> Float[Array, "B S K H"]:
-    rows_B1 = jnp.arange(cache_BSKH.shape[0])[:, None]
-    return cache_BSKH.at[rows_B1, slots_BT].set(new_BTKH, out_sharding=spec)

@@ -254,6 +254,9 @@ class ComputeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """`block`: keep only each layer's input for the backward pass and compute the rest again."""
     scan_unroll: AtLeastOne = 1
     """Repeats of the layer pattern in one iteration of the scan; all of them: longer compile, faster on CPU."""
+    unroll_decoding: bool = False
+    """Generation runs through the layers one by one, each with arrays of its own (a second copy of the layers'
+    parameters), instead of scanning over stacks of them: longer compile, several times faster on CPU."""
 
     @property
     def jax_dtype(self) -> jnp.dtype:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import string
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,9 @@ def contract(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _contract(equation, out_spec, dtype, x, w):
-    return jnp.einsum(equation, x, w, preferred_element_type=dtype, out_sharding=out_spec)
+    # einsum contracts in the order of the alphabet: letters in the order of x need no transposing first.
+    ordered = str.maketrans(dict(zip(dict.fromkeys(filter(str.isalpha, equation)), string.ascii_letters, strict=False)))
+    return jnp.einsum(equation.translate(ordered), x, w, preferred_element_type=dtype, out_sharding=out_spec)
 
 
 def _forward(equation, out_spec, dtype, x, w):

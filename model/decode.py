@@ -14,7 +14,7 @@ from jaxtyping import Array, Int
 from model.config import ComputeConfig, ModelConfig
 from model.parallel import AxisRules
 from model.sampling import SamplingConfig, choose
-from model.transformer import KVCache, Params, apply_cached, empty_cache
+from model.transformer import KVCache, Params, apply_cached, empty_cache, is_unstacked, unstack
 
 
 class DecodeState(NamedTuple):
@@ -55,6 +55,7 @@ def generate(
     A length of `max_new_tokens` means no stop token came. Greedy unless `sampling` has a temperature, which needs a
     `key`. A greedy row's continuation does not depend on the other rows or on the padding.
     """
+    params = unstack(params) if compute.unroll_decoding else params
     state = start(
         cfg, axes, params, prompts_BT, lengths_B, max_new_tokens=max_new_tokens, sampling=sampling, key=key,
         compute=compute,
@@ -80,12 +81,15 @@ def start(
 ) -> DecodeState:
     """The state after the prompts: their cache, and the first token of each answer chosen."""
     batch, prompt_slots = prompts_BT.shape
-    cache = empty_cache(cfg, axes, batch=batch, slots=prompt_slots + max_new_tokens, compute=compute)
+    cache = empty_cache(
+        cfg, axes, batch=batch, slots=prompt_slots + max_new_tokens, compute=compute, unstacked=is_unstacked(params)
+    )
     positions_BT = jnp.broadcast_to(jnp.arange(prompt_slots, dtype=jnp.int32)[None], prompts_BT.shape)
     positions_BT = jax.sharding.reshard(positions_BT, axes.spec("batch", None))
     logits_B1V, cache = apply_cached(
-        cfg, axes, params, prompts_BT, positions_BT, cache, at_BK=lengths_B[:, None] - 1, compute=compute
-    )
+        cfg, axes, params, prompts_BT, positions_BT, cache,
+        text_lengths_B=lengths_B + max_new_tokens, at_BK=lengths_B[:, None] - 1, compute=compute,
+    )  # fmt: skip
     key = jax.random.key(0) if key is None else key
     seen_BV = None
     if sampling.repetition_penalty != 1:
@@ -128,7 +132,10 @@ def advance(
         kept_B1 = jnp.where(done_B[:, None], 0, state.next_B1)
         tokens_BN = jax.lax.dynamic_update_slice_in_dim(state.tokens_BN, kept_B1, state.step, axis=1)
         positions_B1 = (state.prompt_lengths_B + state.step)[:, None]
-        logits_B1V, cache = apply_cached(cfg, axes, params, kept_B1, positions_B1, state.cache, compute=compute)
+        logits_B1V, cache = apply_cached(
+            cfg, axes, params, kept_B1, positions_B1, state.cache,
+            text_lengths_B=state.prompt_lengths_B + state.tokens_BN.shape[1], compute=compute,
+        )  # fmt: skip
         seen_BV = None if state.seen_BV is None else _mark(axes, state.seen_BV, kept_B1, ~done_B[:, None])
         key = jax.random.fold_in(state.key, state.step + 1)
         return state._replace(
@@ -155,4 +162,6 @@ def _is_any_of(tokens_B: Array, ids: tuple[int, ...]) -> Array:
 
 def _mark(axes: AxisRules, seen_BV: Array, tokens_BT: Array, is_new_BT: Array) -> Array:
     rows_B1 = jnp.arange(tokens_BT.shape[0])[:, None]
-    return seen_BV.at[rows_B1, tokens_BT].max(is_new_BT, out_sharding=axes.spec("batch", None))
+    counts_BV = jnp.zeros(seen_BV.shape, jnp.int32, out_sharding=axes.spec("batch", None))
+    counts_BV = counts_BV.at[rows_B1, tokens_BT].add(is_new_BT.astype(jnp.int32), out_sharding=axes.spec("batch", None))
+    return seen_BV | (counts_BV > 0)

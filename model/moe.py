@@ -84,14 +84,11 @@ class Experts(nn.Module):
         )  # fmt: skip
         used = {name: axes.spec("experts", *((None, "mlp") if name != "down" else ("mlp", None))) for name in weights}
         batch_spec = axes.spec("batch", None, None)
-        serve = jax.shard_map(
-            functools.partial(_serve, cfg, axes),
-            in_specs=(batch_spec, axes.spec("batch", None), jax.P(None, None), used),
-            out_specs=(batch_spec, jax.P()),
-        )
+        specs = (batch_spec, axes.spec("batch", None), jax.P(None, None), used)
+        serve = jax.shard_map(functools.partial(_serve, cfg, axes), in_specs=specs, out_specs=(batch_spec, jax.P()))
         # Cast before it is gathered: half the bytes in bfloat16.
-        weights = {name: jax.reshard(weight.astype(x_BTD.dtype), used[name]) for name, weight in weights.items()}
-        return serve(x_BTD, is_real_BT, jax.reshard(router_DE, jax.P(None, None)), weights)
+        weights = {name: weight.astype(x_BTD.dtype) for name, weight in weights.items()}
+        return serve(*jax.reshard((x_BTD, is_real_BT, router_DE, weights), specs))
 
 
 def _serve(cfg: ModelConfig, axes: AxisRules, x_BTD, is_real_BT, router_DE, weights: dict[str, Array]):
@@ -156,7 +153,9 @@ def _apply_experts(cfg: ModelConfig, x_BTD, route: Route, weights: dict[str, Arr
     rows_PD = jnp.broadcast_to(x_BTD[:, :, None], shape_BTCD).reshape(-1, cfg.dim)
     rows_PD = _permute(rows_PD, order_P, back_P)
     up_PF = multiply(rows_PD, weights["up"])
-    hidden_PF = activate(cfg, multiply(rows_PD, weights["gate"])) * up_PF if cfg.gated else activate(cfg, up_PF)
+    gate_PF = multiply(rows_PD, weights["gate"]) if cfg.gated else up_PF
+    hidden_PF = activate(cfg, gate_PF[None])[0]
+    hidden_PF = hidden_PF * up_PF if cfg.gated else hidden_PF
     rows_PD = _permute(multiply(hidden_PF, weights["down"]), back_P, order_P)
     return jnp.einsum("BTCD,BTC->BTD", rows_PD.reshape(shape_BTCD), route.weight_BTC)
 

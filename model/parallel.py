@@ -1,12 +1,14 @@
 """The mesh, and one table from logical axes of arrays to mesh axes. The only place where a mesh is built."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import jax
 import msgspec
 from jax.sharding import AxisType, Mesh, PartitionSpec
+
+from model.config import ModelConfig
 
 
 class MeshConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -63,7 +65,20 @@ def ways(axes: MeshAxes, mesh: Any) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
-def check_divisible(sizes: dict[str, tuple[int, MeshAxes]], mesh: Mesh) -> None:
+def sharded_sizes(cfg: ModelConfig, axes: AxisRules) -> dict[str, tuple[int, MeshAxes]]:
+    """The sizes of a model that a mesh must divide, as `check_divisible` takes them."""
+    sizes: dict[str, tuple[int, MeshAxes]] = {
+        "model.dim": (cfg.dim, axes.embed),
+        "model.num_kv_heads": (cfg.num_kv_heads, axes.heads),
+        "model.mlp_dim": (cfg.mlp_dim, axes.mlp),
+    }
+    if cfg.experts is not None:
+        sizes["model.experts.num_experts"] = (cfg.experts.num_experts, axes.experts)
+        sizes["model.experts.dim"] = (cfg.experts.dim, axes.mlp)
+    return sizes
+
+
+def check_divisible(sizes: Mapping[str, tuple[int, MeshAxes]], mesh: Mesh) -> None:
     """Raises ValueError naming each size that its mesh axes do not divide, and the nearest sizes that work.
 
     `sizes` maps a name as the user knows it to (size, mesh axes it is sharded over).

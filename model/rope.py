@@ -1,9 +1,10 @@
 """Rotary position embedding and its scalings to longer texts. Source: arXiv:2104.09864.
 
 Each scaling is a change of the frequencies, and for some a factor on cosines and sines. Two of them depend on how
-long the text is: the length of a token's own segment when rows are packed, so that packed equals separate; and the
-slots of the cache when decoding, so that all keys of a text are rotated alike. Checked against the reference
-implementation, `modeling_rope_utils.py` of Hugging Face transformers.
+long the text is: the length of a token's own segment when rows are packed, so that packed equals separate; and what
+prompt and answer may come to when decoding, so that all keys of a text are rotated alike. (The reference lets the
+rotation change while a text grows past the original length, and keeps the keys that were rotated otherwise.) Checked
+against the reference, `modeling_rope_utils.py` of Hugging Face transformers.
 """
 
 import math

@@ -1,5 +1,6 @@
 """The decoder and the seam: `init`, `apply`, `abstract`."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from model.attention import cached_mask, distances, packed_mask
-from model.block import Block, Cache, Context, embedding_of, final_norm, head_of
+from model.block import Block, Cache, Context, embedding_of, final_norm, head_of, run
 from model.config import ComputeConfig, LayerKind, ModelConfig, RopeConfig, Stack, group_layers
 from model.layers import Norm, soft_cap
 from model.moe import RouterSums, add_sums, no_sums
@@ -16,18 +17,22 @@ from model.rope import depends_on_length, make_rotation
 
 Params = dict[str, Any]
 """Nested dict of arrays, float32 in training. `layers` holds one entry per stack (`model.config.group_layers`), named
-by its first layer; its arrays have a leading dimension over the stack's layers."""
+by its first layer; its arrays have a leading dimension over the stack's layers (or, from `unstack`, it is a tuple of
+the layers' trees)."""
 
 
 class KVCache(NamedTuple):
-    """Keys and values by stack of layers (count, B, S, K, H); slot s of a row holds position s."""
+    """Keys and values by stack of layers; slot s of a row holds position s.
 
-    stacks: dict[str, Cache]
+    A stack's are one array (count, B, K, S, H), or one per layer where the parameters are unstacked too.
+    """
+
+    stacks: Mapping[str, Cache | tuple[Cache, ...]]
 
     @property
     def slots(self) -> int:
         """How many positions it has room for."""
-        return next(iter(self.stacks.values())).k.shape[2]
+        return jax.tree.leaves(self.stacks)[0].shape[-2]
 
 
 def init(cfg: ModelConfig, axes: AxisRules, key: jax.Array) -> Params:
@@ -39,12 +44,14 @@ def init(cfg: ModelConfig, axes: AxisRules, key: jax.Array) -> Params:
     ids = jnp.zeros((1, 1), jnp.int32)
     hidden = jnp.zeros((1, 1, cfg.dim), jnp.float32)
     keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(("embedding", "layers", "final_norm", "head"))}
-    params: Params = {"embedding": embedding_of(cfg, whole).init(keys["embedding"], ids, jnp.dtype("float32"))["params"]}
+    params: Params = {
+        "embedding": embedding_of(cfg, whole).init(keys["embedding"], ids, jnp.dtype("float32"))["params"]
+    }
     if cfg.embedding_norm:
         params["embedding_norm"] = Norm(cfg, cfg.norm_bias).init(key, hidden)["params"]
     context = _packed_context(cfg, jnp.ones((1, 1), jnp.int32), ids)
 
-    def init_stack(stack: Stack) -> Params:
+    def init_stack(stack: Stack) -> Any:
         block = Block(cfg, stack.kind, whole)
 
         def init_layer(_, layer):
@@ -82,9 +89,7 @@ def apply(
     With `at_BK`, logits of these positions of each row only (B K V): the head is the widest product of a
     multilingual model, and most positions of instruction data are never trained.
     """
-    return apply_routed(
-        cfg, axes, params, tokens_BT, segments_BT, positions_BT, at_BK=at_BK, compute=compute
-    )[0]  # fmt: skip
+    return apply_routed(cfg, axes, params, tokens_BT, segments_BT, positions_BT, at_BK=at_BK, compute=compute)[0]
 
 
 def apply_routed(
@@ -113,26 +118,59 @@ def apply_cached(
     positions_BT: Int[Array, "B T"],
     cache: KVCache,
     *,
+    text_lengths_B: Int[Array, "B"] | None = None,
     at_BK: Int[Array, "B K"] | None = None,
     compute: ComputeConfig = ComputeConfig(),
 ) -> tuple[Float[Array, "B _ V"], KVCache]:
-    """Logits for new tokens that also see the cache, and the cache with them written at their positions."""
-    context = _cached_context(cfg, positions_BT, cache.slots)
+    """Logits for new tokens that also see the cache, and the cache with them written at their positions.
+
+    `text_lengths_B` is how long each row's text may become, all calls together; only rotations that depend on the
+    length of a text (`model.rope`) ask for it, so that all of its keys are turned alike. None: as many as slots.
+    """
+    context = _cached_context(cfg, positions_BT, cache.slots, text_lengths_B)
     x_BTD = _embed(cfg, axes, params, tokens_BT, compute)
     x_BTD, stacks, _ = _run_layers(cfg, axes, params, x_BTD, context, cache.stacks, compute)
     return _logits(cfg, axes, params, x_BTD, at_BK), KVCache(stacks or {})
 
 
-def empty_cache(cfg: ModelConfig, axes: AxisRules, *, batch: int, slots: int, compute: ComputeConfig) -> KVCache:
-    """A cache of zeros for `batch` sequences of at most `slots` tokens, prompt included."""
-    spec = axes.spec(None, "batch", None, "heads", None)
+def empty_cache(
+    cfg: ModelConfig, axes: AxisRules, *, batch: int, slots: int, compute: ComputeConfig, unstacked: bool = False
+) -> KVCache:
+    """A cache of zeros for `batch` sequences of at most `slots` tokens, prompt included.
 
-    def zeros(stack: Stack) -> Array:
-        shape = (stack.count, batch, slots, cfg.num_kv_heads, cfg.head_dim)
-        return jnp.zeros(shape, compute.jax_dtype, out_sharding=spec)
+    `unstacked` for parameters that are.
+    """
+
+    def zeros(*lead: int) -> Cache:
+        spec = axes.spec(*(None for _ in lead), "batch", "heads", None, None)
+        shape = (*lead, batch, cfg.num_kv_heads, slots, cfg.head_dim)
+        return Cache(*(jnp.zeros(shape, compute.jax_dtype, out_sharding=spec) for _ in range(2)))
 
     stacks = [stack for group in group_layers(cfg.kinds) for stack in group]
-    return KVCache({stack.name: Cache(zeros(stack), zeros(stack)) for stack in stacks})
+    if unstacked:
+        return KVCache({stack.name: tuple(zeros() for _ in stack.members) for stack in stacks})
+    return KVCache({stack.name: zeros(stack.count) for stack in stacks})
+
+
+def unstack(params: Params) -> Params:
+    """The same parameters with each layer's in arrays of their own, over which layers are not scanned but unrolled.
+
+    On a CPU a scan copies each layer's weights out of the stack whenever it comes to it: in decoding, where they are
+    used for one token, that is most of the time. Programs grow with the number of layers.
+    """
+    if is_unstacked(params):
+        return params
+
+    def split(stack: Params) -> tuple[Params, ...]:
+        count = jax.tree.leaves(stack)[0].shape[0]
+        return tuple(jax.tree.map(lambda leaf: leaf[i], stack) for i in range(count))  # noqa: B023
+
+    return {**params, "layers": {name: split(stack) for name, stack in params["layers"].items()}}
+
+
+def is_unstacked(params: Params) -> bool:
+    """Whether the parameters are as `unstack` gives them."""
+    return any(isinstance(stack, tuple) for stack in params["layers"].values())
 
 
 def count_parameters(params: Params) -> int:
@@ -141,15 +179,17 @@ def count_parameters(params: Params) -> int:
 
 
 def _embed(cfg: ModelConfig, axes: AxisRules, params: Params, tokens_BT, compute: ComputeConfig):
-    x_BTD = embedding_of(cfg, axes).apply({"params": params["embedding"]}, tokens_BT, compute.jax_dtype)
+    x_BTD = run(embedding_of(cfg, axes), params["embedding"], tokens_BT, compute.jax_dtype)
     if cfg.embedding_norm:
-        x_BTD = Norm(cfg, cfg.norm_bias).apply({"params": params["embedding_norm"]}, x_BTD)
+        x_BTD = run(Norm(cfg, cfg.norm_bias), params["embedding_norm"], x_BTD)
     return x_BTD
 
 
-def _run_layers(cfg, axes, params: Params, x_BTD, context: Context, caches: dict[str, Cache] | None, compute):
+def _run_layers(cfg, axes, params: Params, x_BTD, context: Context, caches: Mapping[str, Any] | None, compute):
     """The last hidden states, the updated caches (None when none were given), and the router's sums."""
-    written: dict[str, Cache] = {}
+    if is_unstacked(params):
+        return _run_unrolled(cfg, axes, params, x_BTD, context, caches, compute)
+    written: dict[str, Any] = {}
     sums = no_sums(cfg)
     for group in group_layers(cfg.kinds):
         names = [stack.name for stack in group]
@@ -163,14 +203,40 @@ def _run_layers(cfg, axes, params: Params, x_BTD, context: Context, caches: dict
     return x_BTD, None if caches is None else written, sums
 
 
-def _run_group(cfg, axes, group: tuple[Stack, ...], params, x_BTD, context, caches, compute: ComputeConfig):
-    """A group's stacks taking turns, as one scan over their turns."""
+def _run_unrolled(cfg, axes, params: Params, x_BTD, context: Context, caches, compute: ComputeConfig):
+    """`_run_layers` for unstacked parameters."""
+    places = {
+        layer: (stack, i)
+        for group in group_layers(cfg.kinds)
+        for stack in group
+        for i, layer in enumerate(stack.members)
+    }
+    written: dict[str, list[Cache]] = {}
+    sums = no_sums(cfg)
+    for layer in range(cfg.num_layers):
+        stack, i = places[layer]
+        cache = None if caches is None else caches[stack.name][i]
+        x_BTD, cache, layer_sums = _layer_runner(cfg, axes, context, compute)(
+            stack, params["layers"][stack.name][i], x_BTD, cache
+        )
+        if cache is not None:
+            written.setdefault(stack.name, []).append(cache)
+        sums = sums if layer_sums is None else add_sums(sums, layer_sums)
+    return x_BTD, None if caches is None else {name: tuple(each) for name, each in written.items()}, sums
+
+
+def _layer_runner(cfg, axes, context: Context, compute: ComputeConfig):
+    """A function of a layer's stack, its parameters, the hidden states and its cache."""
 
     def run_layer(stack: Stack, layer_params, x_BTD, cache):
-        return Block(cfg, stack.kind, axes).apply({"params": layer_params}, x_BTD, context, cache)
+        return run(Block(cfg, stack.kind, axes), layer_params, x_BTD, context, cache)
 
-    if compute.remat == "block":
-        run_layer = jax.checkpoint(run_layer, prevent_cse=False, static_argnums=0)
+    return jax.checkpoint(run_layer, prevent_cse=False, static_argnums=0) if compute.remat == "block" else run_layer
+
+
+def _run_group(cfg, axes, group: tuple[Stack, ...], params, x_BTD, context, caches, compute: ComputeConfig):
+    """A group's stacks taking turns, as one scan over their turns."""
+    run_layer = _layer_runner(cfg, axes, context, compute)
 
     def take_turn(carry, turn):
         x_BTD, caches = carry
@@ -197,12 +263,11 @@ def _logits(cfg: ModelConfig, axes: AxisRules, params: Params, x_BTD, at_BK):
     if at_BK is not None:
         rows_B1 = jnp.arange(x_BTD.shape[0])[:, None]
         x_BTD = x_BTD.at[rows_B1, at_BK].get(out_sharding=axes.spec("batch", None, None))
-    x_BTD = final_norm(cfg).apply({"params": params["final_norm"]}, x_BTD)
+    x_BTD = run(final_norm(cfg), params["final_norm"], x_BTD)
     if cfg.tied_head:
-        table = embedding_of(cfg, axes)
-        logits_BTV = table.apply({"params": params["embedding"]}, x_BTD, method=table.decode)
+        logits_BTV = run(embedding_of(cfg, axes), params["embedding"], x_BTD, method="decode")
     else:
-        logits_BTV = head_of(cfg, axes).apply({"params": params["head"]}, x_BTD).astype(jnp.float32)
+        logits_BTV = run(head_of(cfg, axes), params["head"], x_BTD).astype(jnp.float32)
     if cfg.logit_scale != 1.0:
         logits_BTV = logits_BTV * cfg.logit_scale
     logits_BTV = soft_cap(logits_BTV, cfg.final_softcap)
@@ -223,12 +288,15 @@ def _packed_context(cfg: ModelConfig, segments_BT: Int[Array, "B T"], positions_
     return _make_context(cfg, positions_BT, positions_BT, mask, lengths, None, segments_BT > 0)
 
 
-def _cached_context(cfg: ModelConfig, positions_BT: Int[Array, "B T"], slots: int) -> Context:
+def _cached_context(
+    cfg: ModelConfig, positions_BT: Int[Array, "B T"], slots: int, text_lengths_B: Int[Array, "B"] | None
+) -> Context:
     def mask(window: int) -> Bool[Array, "B T S"]:
         return cached_mask(positions_BT, slots, window)
 
     def lengths() -> Int[Array, "B T"]:
-        return jnp.full_like(positions_BT, slots)
+        wanted_B = jnp.full_like(positions_BT[:, 0], slots) if text_lengths_B is None else text_lengths_B
+        return jnp.broadcast_to(wanted_B[:, None], positions_BT.shape)
 
     keys_1S = jnp.arange(slots)[None]
     return _make_context(

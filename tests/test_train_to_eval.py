@@ -56,7 +56,7 @@ def test_a_checkpoint_of_eight_devices_is_evaluated_on_one_without_importing_tra
 def test_a_foreign_tokenizer_beside_a_checkpoint_is_refused(trained_on_eight, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(trained_on_eight, run_dir)
-    description = run_dir / "tokenizer" / "tokenizer.json"
+    description = run_dir / "tokenizer" / "polytune_tokenizer.json"
     changed = json.loads(description.read_text())
     changed["hash"] = "0" * 64
     description.write_text(json.dumps(changed))

@@ -17,7 +17,9 @@ TOLERANCE = {"rtol": 1e-5, "atol": 1e-6}
 """Between two float32 computations of the same number that add in another order. Never relaxed: a change that
 needs more than this changes the result."""
 
-TOY = ModelConfig(vocab_size=32, num_layers=2, dim=16, num_heads=8, num_kv_heads=4, head_dim=4, mlp_dim=24, embedding_scale=4.0)
+TOY = ModelConfig(
+    vocab_size=32, num_layers=2, dim=16, num_heads=8, num_kv_heads=4, head_dim=4, mlp_dim=24, embedding_scale=4.0
+)
 """Divisible by every mesh of eight devices below; head width times heads differs from the model's width."""
 
 AXES = AxisRules()

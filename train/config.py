@@ -29,6 +29,16 @@ class OptimConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Global norm above which a gradient is scaled down."""
 
 
+class RouterLossConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much the losses of a mixture's router count beside the loss of the tokens. 0: they are only measured."""
+
+    load_balance_weight: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Of `train.loss.load_balance_loss`; 0.001 to 0.02 in released models. Source: arXiv:2101.03961, eq. 4 to 6. With
+    several microbatches each step first counts the choices of all of them: one forward pass more."""
+    z_loss_weight: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Of `train.loss.router_z_loss`, against growing logits; 0.001 in its source: arXiv:2202.08906, eq. 5."""
+
+
 class CheckpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When to save and what to keep. Saving is asynchronous; a run's last state is always saved."""
 
@@ -50,6 +60,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Rows of the global batch, over all devices and microbatches."""
     microbatches: AtLeastOne = 1
     """Parts the batch is split into, one after the other; the loss and update do not depend on it."""
+    router: RouterLossConfig = RouterLossConfig()
+    """Of models with experts."""
     log_every: AtLeastOne = 10
     """Steps between per-language records and lines of a log that is not a terminal."""
     tensorboard: bool = True

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,14 @@ import numpy as np
 import optax
 
 from data.batch import Batch
+from model.parallel import AxisRules
+from model.transformer import Params
 from train.checkpoint import Saver, check_disk, restore_newest, set_aside_incomplete
 from train.config import CheckpointConfig, OptimConfig, TrainConfig
 from train.metrics import BatchFacts, MetricsWriter, describe_batch, read_metrics
 from train.optim import make_optimizer, make_schedule
 from train.progress import ShowStep
-from train.state import TrainState, abstract_state, init_state
+from train.state import TrainState, abstract_state, first_state, init_state
 from train.step import StepMetrics, StepSpec, train_step
 
 
@@ -40,6 +42,8 @@ class TrainJob:
     """K of each step of the run: for how many positions of a row its batch needs logits. From `head_positions`."""
     meta: dict[str, Any]
     """Saved with every checkpoint: model config, resolved recipe, hashes, tables, versions."""
+    load_params: Callable[[AxisRules], Params] | None = None
+    """Float32 parameters to start from, on the mesh in use; None: random ones. Not asked for on resume."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,6 +92,8 @@ def start_state(job: TrainJob, tx: optax.GradientTransformation) -> tuple[TrainS
         state, next_row = restored
         return state, next_row, int(state.step)
     check_disk(job.run_dir, abstract, copies=job.checkpoint.keep_last + job.checkpoint.keep_initial + 1)
+    if job.load_params is not None:
+        return first_state(job.load_params(job.spec.axes), tx), 0, None
     return init_state(job.spec.model, job.spec.axes, tx, jax.random.key(job.seed)), 0, None
 
 

@@ -6,12 +6,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from model.moe import RouterSums
+
 
 class LossSums(NamedTuple):
     """Sums over tokens by language id; the mean is taken once, by whoever has the whole global batch."""
 
     loss_R: Float[Array, "R"]
     weight_R: Float[Array, "R"]
+    router: RouterSums | None = None
+    """None: the model has no experts."""
 
 
 def cross_entropy(logits_BKV: Float[Array, "B K V"], targets_BK: Int[Array, "B K"]) -> Float[Array, "B K"]:
@@ -49,3 +53,24 @@ def trained_positions(weight_BT: Float[Array, "B T"], most: int) -> Int[Array, "
     the caller must pass the largest count of any row.
     """
     return jnp.argsort(weight_BT == 0, axis=1, stable=True)[:, :most]
+
+
+def load_balance_loss(sums: RouterSums, counts: RouterSums | None = None) -> Array:
+    """E sum_e f_e p_e: f_e is how often a token chose expert e, p_e the mean of its probability.
+
+    The number chosen per token when every expert has an equal share; E at worst. Means are over the real tokens of
+    all layers with experts at once, which is what transformers computes. `counts`, if given, are the choices and tokens
+    of the whole global batch, of which `sums` may be a part: the parts' losses then add up to the whole's.
+    Source: arXiv:2101.03961, eq. 4 to 6.
+    """
+    counts = counts or sums
+    chosen_E, probability_E = counts.chosen_E / counts.tokens, sums.probability_E / counts.tokens
+    return chosen_E.shape[0] * (chosen_E * probability_E).sum()
+
+
+def router_z_loss(sums: RouterSums, counts: RouterSums | None = None) -> Array:
+    """The mean of logsumexp(logits)^2 over the real tokens of all layers with experts; `counts` as above.
+
+    Source: arXiv:2202.08906, eq. 5.
+    """
+    return sums.log_z_squared / (counts or sums).tokens

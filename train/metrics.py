@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tensorboardX import SummaryWriter
 
 from data.batch import Batch
+from model.moe import RouterSums
+from train.loss import load_balance_loss, router_z_loss
 from train.step import StepMetrics
 
 
@@ -48,6 +51,8 @@ class StepRecord(NamedTuple):
     first_row: int
     rows: int
     digest: str
+    router: dict[str, float] | None = None
+    """The router's losses by name, not yet weighted; None without experts. `loss` does not hold them."""
 
 
 def describe_batch(batch: Batch, *, first_row: int, num_languages: int) -> BatchFacts:
@@ -133,6 +138,7 @@ class MetricsWriter:
             first_row=facts.first_row,
             rows=facts.rows,
             digest=facts.digest,
+            router=_router_losses(metrics.sums.router),
         )
         self._write_record(record)
         self._add_languages(step, metrics, facts)
@@ -152,6 +158,7 @@ class MetricsWriter:
                 "loss": record.loss,
                 "weight": record.weight,
                 "grad_norm": record.grad_norm,
+                **(record.router or {}),
                 "learning_rate": record.learning_rate,
                 "tokens": record.tokens,
                 "padding": round(record.padding, 6),
@@ -164,6 +171,8 @@ class MetricsWriter:
         if self._board:
             for name in ("loss", "grad_norm", "learning_rate", "padding"):
                 self._add_scalar(f"train/{name}", getattr(record, name), record.step)
+            for name, value in (record.router or {}).items():
+                self._add_scalar(f"train/{name}", value, record.step)
             self._add_scalar("speed/tokens_per_s", record.tokens / record.seconds, record.step)
 
     def _clear(self) -> None:
@@ -219,6 +228,14 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def _router_losses(sums: RouterSums | None) -> dict[str, float] | None:
+    if sums is None:
+        return None
+    sums = RouterSums(*map(jnp.asarray, sums))
+    losses = {"load_balance_loss": load_balance_loss, "router_z_loss": router_z_loss}
+    return {name: float(loss(sums)) for name, loss in losses.items()}
 
 
 def _remove_cut_line(path: Path) -> None:

@@ -22,7 +22,11 @@ class TrainState(NamedTuple):
 
 def init_state(cfg: ModelConfig, axes: AxisRules, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
     """Fresh parameters and optimizer state at step 0, on the mesh in use."""
-    params = jax.jit(transformer.init, static_argnums=(0, 1))(cfg, axes, key)
+    return first_state(jax.jit(transformer.init, static_argnums=(0, 1))(cfg, axes, key), tx)
+
+
+def first_state(params: transformer.Params, tx: optax.GradientTransformation) -> TrainState:
+    """These parameters at step 0, with fresh optimizer state partitioned like them."""
     return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=jax.jit(tx.init)(params))
 
 

@@ -11,9 +11,20 @@ from jaxtyping import Array, Float
 import model.transformer as transformer
 from data.batch import Batch
 from model.config import ComputeConfig, ModelConfig
+from model.moe import RouterSums, add_sums, no_sums
 from model.parallel import AxisRules
-from train.loss import LossSums, cross_entropy, sums_by_language, trained_positions
+from train.config import RouterLossConfig
+from train.loss import (
+    LossSums,
+    cross_entropy,
+    load_balance_loss,
+    router_z_loss,
+    sums_by_language,
+    trained_positions,
+)
 from train.state import TrainState
+
+NO_ROUTER_LOSS = RouterLossConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,6 +38,24 @@ class StepSpec:
     most_trained: int
     """Largest number of trained positions in any row of the run (K)."""
     microbatches: int = 1
+    router: RouterLossConfig = NO_ROUTER_LOSS
+
+    def __post_init__(self):
+        if self.trains_router and not self.has_experts:
+            raise ValueError(
+                f"train.router gives load_balance_weight={self.router.load_balance_weight:g} and z_loss_weight="
+                f"{self.router.z_loss_weight:g}, but no layer of the model has experts; leave train.router out"
+            )
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether any layer has a router."""
+        return any(kind.experts for kind in self.model.kinds)
+
+    @property
+    def trains_router(self) -> bool:
+        """Whether any loss of the router is part of what is minimised."""
+        return self.router.load_balance_weight > 0 or self.router.z_loss_weight > 0
 
 
 class StepMetrics(NamedTuple):
@@ -40,30 +69,42 @@ def loss_sums(spec: StepSpec, params: transformer.Params, batch: Batch) -> LossS
     """The loss of a batch (or microbatch) as sums by language, with logits made at trained positions only."""
     at_BK = trained_positions(jnp.asarray(batch.loss_weight_BT), spec.most_trained)
     inputs = (jnp.asarray(field_BT) for field_BT in (batch.tokens_BT, batch.segments_BT, batch.positions_BT))
-    logits_BKV = transformer.apply(spec.model, spec.axes, params, *inputs, at_BK=at_BK, compute=spec.compute)
+    logits_BKV, router = transformer.apply_routed(
+        spec.model, spec.axes, params, *inputs, at_BK=at_BK, compute=spec.compute
+    )
     targets_BK, weight_BK, language_BK = (
         jnp.take_along_axis(field_BT, at_BK, axis=1)
         for field_BT in (batch.targets_BT, batch.loss_weight_BT, batch.language_BT)
     )
-    return sums_by_language(cross_entropy(logits_BKV, targets_BK), weight_BK, language_BK, spec.num_languages)
+    sums = sums_by_language(cross_entropy(logits_BKV, targets_BK), weight_BK, language_BK, spec.num_languages)
+    return sums._replace(router=router if spec.has_experts else None)
 
 
 def mean_gradient(spec: StepSpec, params: transformer.Params, batch: Batch) -> tuple[transformer.Params, LossSums]:
-    """Gradient of (summed loss / summed weight) over the global batch, and the sums, however it is split."""
+    """Gradient of the objective of the global batch, and its sums, however it is split.
+
+    The objective: summed loss / summed weight, and the router's losses times their weights. They have different
+    denominators, but all are known before any gradient: what each part adds is exact, and one division ends it.
+    """
+    parts = jax.tree.map(lambda x_BT: split_rows(x_BT, spec.microbatches), batch) if spec.microbatches > 1 else None
+    counts = count_routes(spec, params, batch, parts) if spec.trains_router and parts is not None else None
 
     def total(params: transformer.Params, part: Batch) -> tuple[Array, LossSums]:
         sums = loss_sums(spec, params, part)
-        return jnp.sum(sums.loss_R), sums
+        objective = jnp.sum(sums.loss_R)
+        if spec.trains_router and sums.router is not None:
+            # In the unit of summed loss, as the division below is by the summed weight of all parts.
+            objective += jnp.sum(batch.loss_weight_BT) * router_loss(spec, sums.router, counts)
+        return objective, sums
 
     add_gradient = jax.grad(total, has_aux=True)
-    if spec.microbatches == 1:
+    if parts is None:
         gradient, sums = add_gradient(params, batch)
     else:
 
         def accumulate(carry, part):
             return jax.tree.map(jnp.add, carry, add_gradient(params, part)), None
 
-        parts = jax.tree.map(lambda x_BT: split_rows(x_BT, spec.microbatches), batch)
         first = jax.tree.map(lambda x: x[0], parts)
         zeros = jax.tree.map(lambda x: jnp.zeros_like(x), jax.eval_shape(add_gradient, params, first))
         (gradient, sums), _ = jax.lax.scan(accumulate, zeros, parts)
@@ -71,10 +112,44 @@ def mean_gradient(spec: StepSpec, params: transformer.Params, batch: Batch) -> t
     return jax.tree.map(lambda leaf: leaf * scale, gradient), sums
 
 
+def router_loss(spec: StepSpec, sums: RouterSums, counts: RouterSums | None) -> Float[Array, ""]:
+    """The router's losses times their weights, or a part's share of them when `counts` are the whole's.
+
+    The choices are counts: only probabilities and logits have a gradient.
+    """
+    loss = jnp.zeros(())
+    if spec.router.load_balance_weight:
+        loss += spec.router.load_balance_weight * load_balance_loss(sums, counts)
+    if spec.router.z_loss_weight:
+        loss += spec.router.z_loss_weight * router_z_loss(sums, counts)
+    return loss
+
+
+def count_routes(spec: StepSpec, params: transformer.Params, batch: Batch, parts: Batch) -> RouterSums:
+    """The global batch's choices and tokens, before any part's gradient is taken.
+
+    Choices are in the gradient of every part's probabilities, so balancing costs a forward pass over all parts first
+    (without the head). Without balancing only the tokens count, and they are known from the batch.
+    """
+    if spec.router.load_balance_weight == 0:
+        layers = sum(kind.experts for kind in spec.model.kinds)
+        return no_sums(spec.model)._replace(tokens=layers * jnp.sum(batch.segments_BT > 0).astype(jnp.float32))
+
+    def count(carry: RouterSums, part: Batch) -> tuple[RouterSums, None]:
+        router = loss_sums(spec, params, part).router
+        assert router is not None, "StepSpec refuses weights of router losses for a model without experts"
+        return add_sums(carry, router), None
+
+    return jax.lax.scan(count, no_sums(spec.model), parts)[0]
+
+
 def split_rows(x_BT: Array, parts: int) -> Array:
     """(M, B / M, T): rows dealt out in turn, so that a batch sharded over devices needs no communication."""
     rows, length = x_BT.shape
-    return x_BT.reshape(rows // parts, parts, length).swapaxes(0, 1)
+    # Left to itself, a dimension split over two mesh axes may give the one of size 1 to the microbatches.
+    rows_spec = jax.typeof(x_BT).sharding.spec[0]
+    sharding = jax.typeof(x_BT).sharding.update(spec=jax.P(rows_spec, None, None))
+    return jax.lax.reshape(x_BT, (rows // parts, parts, length), out_sharding=sharding).swapaxes(0, 1)
 
 
 def train_step(

@@ -1,7 +1,7 @@
 """A Hugging Face `config.json`, read key by key: a key nobody asked for, and not known to be inert, is an error."""
 
 import json
-import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +41,9 @@ INERT = frozenset({
 })  # fmt: skip
 """Keys that never change the function that is computed. Whatever a family's table asks for is not looked up here."""
 
+LARGEST_SIZE = 2**31 - 1
+LARGEST_DEPTH = 10_000
+"""Beyond these a config.json is damaged, and lists of layers would fill the memory before anything noticed."""
 _MISSING = object()
 
 
@@ -65,11 +68,11 @@ class ConfigFile:
             if default is _MISSING:
                 raise FamilyError(f"{self.origin} lacks {key!r}; give the whole folder as it was published")
             return default
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if kind is float and is_number(value):
             value = float(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise FamilyError(f"{self.origin}: {key} is {value!r}; it should be of type {kind.__name__}")
-        if isinstance(value, float) and not math.isfinite(value):
+        if kind is float and not is_number(value):
             raise FamilyError(f"{self.origin}: {key} is {value!r}; it should be a finite number")
         return value
 
@@ -78,16 +81,25 @@ class ConfigFile:
         self._asked.add(key)
         return default if key not in self._values else None if self._values[key] is None else self.take(key, kind)
 
-    def take_size(self, key: str, default: Any = _MISSING) -> int:
-        """A whole number of at least one. Raises FamilyError like `take`, and for less."""
+    def take_size(self, key: str, default: Any = _MISSING, *, largest: int = LARGEST_SIZE) -> int:
+        """A whole number of at least one. Raises FamilyError like `take`, and for less or more than the largest."""
         value = self.take(key, int, default)
-        if value < 1:
-            raise FamilyError(f"{self.origin}: {key} is {value!r}; it should be at least 1")
+        if not 1 <= value <= largest:
+            raise FamilyError(f"{self.origin}: {key} is {value!r}; it should be at least 1 and at most {largest}")
         return value
 
-    def take_alias(self, keys: Sequence[str], default: Any = _MISSING) -> int:
+    def take_nullable_size(self, key: str, default: int | None) -> int | None:
+        """Like `take_size`, where null has a meaning of its own: None. A key that is not there gets the default."""
+        self._asked.add(key)
+        return default if key not in self._values else None if self._values[key] is None else self.take_size(key)
+
+    def take_depth(self, *keys: str) -> int:
+        """The number of layers, under whichever of these keys is given: so many that none will miss more."""
+        return self.take_alias(keys or ("num_hidden_layers",), largest=LARGEST_DEPTH)
+
+    def take_alias(self, keys: Sequence[str], default: Any = _MISSING, *, largest: int = LARGEST_SIZE) -> int:
         """The size under whichever of these keys is given. Raises FamilyError if two of them differ."""
-        found = {key: self.take_size(key) for key in keys if self.has(key)}
+        found = {key: self.take_size(key, largest=largest) for key in keys if self.has(key)}
         self.ignore(*keys)
         if len(set(found.values())) > 1:
             raise FamilyError(f"{self.origin}: {found} are names of one thing, and differ; leave one of them")
@@ -129,6 +141,11 @@ class ConfigFile:
                 f"for model_type {self._values.get('model_type')!r}, and may change what is computed. If a key is "
                 "inert, take it out of config.json; otherwise this variant is not supported"
             )
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a number that a float can be."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def read_config_file(folder: Path) -> dict[str, Any]:

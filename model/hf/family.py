@@ -5,6 +5,7 @@ Layouts follow from the parameter: Hugging Face stores a linear layer as (out, i
 (in, out) with the heads as a dimension of their own.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -53,8 +54,8 @@ class Family(NamedTuple):
     write: Callable[[ModelConfig], dict[str, Any]]
     """Keys of a config.json that `read` understands as this config; only asked for if reading it back gives it."""
     names: Mapping[str, str]
-    """Our parameter (`attention.query.weight`, `head.weight`) -> tensor name; {layer} is filled in, and {expert} or {head},
-    which make one tensor for each entry of the parameter's first dimension."""
+    """Our parameter (`attention.query.weight`, `head.weight`) -> tensor name; {layer} is filled in, and {expert} or
+    {head}, which make one tensor for each entry of the parameter's first dimension."""
     fused: tuple[Fused, ...] = ()
     constants: tuple[Constant, ...] = ()
     optional_prefix: str = ""
@@ -63,7 +64,8 @@ class Family(NamedTuple):
     """Patterns of tensors that follow from config.json: buffers that older versions saved."""
 
 
-class Slot(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Slot:
     """A place in our parameter tree: a leaf, and for layers which of its stack, for experts and heads which of
     those."""
 
@@ -125,10 +127,12 @@ def is_ignored(family: Family, name: str) -> bool:
 
 
 def abstract_whole(cfg: ModelConfig) -> dict[str, Any]:
-    """The shapes of the parameters, on no mesh."""
+    """The shapes of the parameters, whatever mesh is in use."""
     whole = AxisRules(batch=None, embed=None, heads=None, mlp=None, vocab=None, experts=None)
     mesh = jax.sharding.AbstractMesh((1,), ("unused",), axis_types=(jax.sharding.AxisType.Explicit,))
-    with jax.sharding.use_abstract_mesh(mesh):
+    # A mesh can be changed for one of another size only by way of none.
+    none = jax.sharding.AbstractMesh((), ())
+    with jax.sharding.use_abstract_mesh(none), jax.sharding.use_abstract_mesh(mesh):
         return abstract(cfg, whole)
 
 

@@ -47,8 +47,8 @@ def family_of(model_type: str) -> Family:
     known = families()
     if model_type in known:
         return known[model_type]
-    near = difflib.get_close_matches(model_type, known, n=1, cutoff=0.7)
-    hint = f"; the nearest by name is {near[0]}, which computes something else" if near else ""
+    near = _nearest(model_type, list(known))
+    hint = f"; the nearest by name is {near}, which computes something else" if near else ""
     raise FamilyError(f"model_type {model_type!r} is not supported{hint}. Supported are {', '.join(sorted(known))}")
 
 
@@ -84,7 +84,7 @@ def write_config(cfg: ModelConfig, preferred: str | None = None) -> tuple[Family
     """
     wanted = _normal_form(cfg)
     nearest: _Attempt | None = None
-    for attempt in _attempts(wanted, preferred):
+    for attempt in _attempts(cfg, wanted, preferred):
         if attempt.values is not None:
             return attempt.family, attempt.values
         if nearest is None or len(attempt.missing) < len(nearest.missing):
@@ -105,13 +105,13 @@ class _Attempt(NamedTuple):
     """What the family cannot say."""
 
 
-def _attempts(wanted: ModelConfig, preferred: str | None) -> Iterator[_Attempt]:
+def _attempts(cfg: ModelConfig, wanted: ModelConfig, preferred: str | None) -> Iterator[_Attempt]:
     known = families()
     order = [*([family_of(preferred)] if preferred else []), *known.values()]
     for family in order:
         head = {"architectures": [family.architecture], "model_type": family.model_type}
         try:
-            values = head | family.write(wanted)
+            values = head | family.write(cfg)
             found = _normal_form(read_model(values)[1])
         except FamilyError as error:
             yield _Attempt(family, None, [str(error)] * len(wanted.__struct_fields__))
@@ -136,3 +136,12 @@ def _normal_form(cfg: ModelConfig) -> ModelConfig:
         mlp_dim=cfg.experts.dim if cfg.experts and all(sparse) else cfg.mlp_dim,
         query_scale=0.0 if query_scale(cfg) == cfg.head_dim**-0.5 else cfg.query_scale,
     )
+
+
+def _nearest(model_type: str, known: list[str]) -> str | None:
+    """The name that this one begins with, or begins, or is spelled almost like."""
+    begun = [name for name in known if model_type.startswith(name)]
+    if begun:
+        return max(begun, key=len)
+    longer = [name for name in known if model_type and name.startswith(model_type)]
+    return next(iter(longer or difflib.get_close_matches(model_type, known, n=1, cutoff=0.7)), None)

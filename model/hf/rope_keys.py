@@ -19,6 +19,7 @@ from model.config import (
     YarnScaling,
 )
 from model.hf.config_file import ConfigFile, FamilyError
+from model.hf.rope_fields import RopeFields
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -39,7 +40,7 @@ def read_rope(
     `fraction` None: the family always turns all dimensions; `yarn_is_long`: it calls the long scaling yarn too. Raises
     FamilyError for a scaling, or a key of one, that is not computed here.
     """
-    fields = _Fields(_given(config), config, _take_longest(config, longest), yarn_is_long)
+    fields = RopeFields(_given(config), config, _take_longest(config, longest), yarn_is_long)
     base = fields.number("rope_theta", config.take("rope_theta", float, base))
     turned = fields.number("partial_rotary_factor", config.take("partial_rotary_factor", float, fraction or 1.0))
     if fraction is None and turned != 1.0:
@@ -79,7 +80,7 @@ def read_layer_ropes(
             raise FamilyError(
                 f"{config.origin}: rope_parameters gives {values!r} for {layer_type}; it should be a dict"
             )
-        fields = _Fields(values | scaling if layer_type == FULL else values, config, longest)
+        fields = RopeFields(values | scaling if layer_type == FULL else values, config, longest)
         rope_base, rope_scaling = fields.number("rope_theta", own_base), _read_scaling(fields, 0)
         if isinstance(rope_scaling, YarnScaling) and not rope_scaling.whole_dimensions:
             raise FamilyError(
@@ -126,69 +127,7 @@ def _take_longest(config: ConfigFile, default: int) -> int:
     return config.take_size("max_position_embeddings", default)
 
 
-class _Fields:
-    """The keys of a rope dictionary; each must be asked for."""
-
-    def __init__(self, values: Mapping[str, Any], config: ConfigFile, longest: int, yarn_is_long: bool = False):
-        self._values, self._config = values, config
-        self._asked = {"type", "rope_type"}
-        self.longest = longest
-        kind = values.get("rope_type") or values.get("type") or "default"
-        self.kind = "longrope" if kind == "yarn" and yarn_is_long else kind
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """The number under a key. Raises FamilyError if it is none, or missing without a default."""
-        self._asked.add(key)
-        value = self._values.get(key)
-        value = default if value is None else value
-        if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-            raise FamilyError(
-                f"{self._config.origin}: rope scaling {self.kind!r} needs a number for {key}; it has {value!r}"
-            )
-        return float(value)
-
-    def length(self, key: str, default: int) -> int:
-        """The number of tokens under a key. Raises FamilyError for fewer than two."""
-        value = self.number(key, default)
-        if value < 2:
-            raise FamilyError(
-                f"{self._config.origin}: rope scaling {self.kind!r} has {key} {value:g}; it needs 2 or more"
-            )
-        return int(value)
-
-    def numbers(self, key: str) -> tuple[float, ...]:
-        """The list of numbers under a key. Raises FamilyError if it is none."""
-        self._asked.add(key)
-        value = self._values.get(key)
-        if not isinstance(value, list) or not all(isinstance(each, int | float) and each > 0 for each in value):
-            raise FamilyError(
-                f"{self._config.origin}: rope scaling {self.kind!r} needs a list of positive numbers for {key}"
-            )
-        return tuple(float(each) for each in value)
-
-    def flag(self, key: str, default: bool) -> bool:
-        """Whether a key is set."""
-        self._asked.add(key)
-        return bool(self._values.get(key, default))
-
-    def check_all_asked(self) -> None:
-        """Raises FamilyError naming every key that was not asked for and is not null."""
-        unknown = sorted(key for key, value in self._values.items() if key not in self._asked and value is not None)
-        if unknown:
-            raise FamilyError(
-                f"{self._config.origin}: rope scaling {self.kind!r} has {', '.join(unknown)}, which polytune does not "
-                "understand and which may change what is computed"
-            )
-
-    def refuse(self) -> FamilyError:
-        """The error for a scaling that is not computed here."""
-        return FamilyError(
-            f"{self._config.origin}: rope scaling {self.kind!r} is not computed here; polytune has linear, dynamic, "
-            "llama3, yarn and longrope"
-        )
-
-
-def _read_scaling(fields: _Fields, outside: int) -> RopeScaling | None:
+def _read_scaling(fields: RopeFields, outside: int) -> RopeScaling | None:
     """`outside` is the original length given beside the scaling, which wins over the one inside; 0: none."""
     match fields.kind:
         case "default":
@@ -214,12 +153,11 @@ def _read_scaling(fields: _Fields, outside: int) -> RopeScaling | None:
     raise fields.refuse()
 
 
-def _original_length(fields: _Fields, outside: int) -> int:
-    inside = fields.length("original_max_position_embeddings", fields.longest)
-    return outside or inside
+def _original_length(fields: RopeFields, outside: int) -> int:
+    return fields.length("original_max_position_embeddings", fields.longest, outside=outside)
 
 
-def _read_yarn(fields: _Fields, original: int) -> YarnScaling:
+def _read_yarn(fields: RopeFields, original: int) -> YarnScaling:
     factor = fields.number("factor", fields.longest / original)
     all_dims, one = fields.number("mscale_all_dim", 0.0), fields.number("mscale", 0.0)
     inferred = _magnitude(factor, one) / _magnitude(factor, all_dims) if one and all_dims else _magnitude(factor, 1.0)
@@ -238,7 +176,7 @@ def _magnitude(factor: float, weight: float) -> float:
     return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
 
 
-def _read_long(fields: _Fields, original: int) -> LongScaling:
+def _read_long(fields: RopeFields, original: int) -> LongScaling:
     factor = fields.number("factor", fields.longest / original)
     return LongScaling(
         short_factors=fields.numbers("short_factor"),

@@ -69,15 +69,13 @@ def basic_sizes(config: ConfigFile, *, kv_heads: int | None = None, head_dim: in
     missing, below one, or do not divide.
     """
     dim, heads = config.take_size("hidden_size"), config.take_size("num_attention_heads")
-    kv_heads = config.take_nullable("num_key_value_heads", int, kv_heads)
-    head_dim = config.take_nullable("head_dim", int, head_dim)
+    kv_heads = config.take_nullable_size("num_key_value_heads", kv_heads)
+    head_dim = config.take_nullable_size("head_dim", head_dim)
     if head_dim is None and dim % heads:
         raise FamilyError(f"{config.origin}: hidden_size={dim} is not a multiple of num_attention_heads={heads}")
-    if kv_heads is not None and kv_heads < 1:
-        raise FamilyError(f"{config.origin}: num_key_value_heads is {kv_heads}; it should be at least 1")
     return {
         "vocab_size": config.take_size("vocab_size"),
-        "num_layers": config.take_size("num_hidden_layers"),
+        "num_layers": config.take_depth(),
         "dim": dim,
         "num_heads": heads,
         "num_kv_heads": heads if kv_heads is None else kv_heads,
@@ -131,10 +129,7 @@ def invert(value: float) -> float:
 
 def read_window(config: ConfigFile, default: int | None = None) -> int:
     """`sliding_window`, as `LayerKind` has it; null means none. Raises FamilyError for less than one."""
-    window = config.take_nullable("sliding_window", int, default)
-    if window is not None and window < 1:
-        raise FamilyError(f"{config.origin}: sliding_window is {window}; it should be null or at least 1")
-    return window or 0
+    return config.take_nullable_size("sliding_window", default) or 0
 
 
 def read_layer_types(config: ConfigFile, default: Callable[[int], bool]) -> list[bool]:
@@ -142,7 +137,7 @@ def read_layer_types(config: ConfigFile, default: Callable[[int], bool]) -> list
 
     Raises FamilyError for a type that is no attention known here, or too few or too many of them.
     """
-    count = config.take_size("num_hidden_layers")
+    count = config.take_depth()
     types = config.take("layer_types", list, [SLIDING if default(i) else FULL for i in range(count)])
     unknown = [each for each in types if each not in (FULL, SLIDING)]
     if unknown:

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from launch.config import Recipe
+from launch.origin import open_origin
 from launch.train import make_job
 from model.parallel import MeshConfig, make_mesh
 from tests.bench.workload import prepare_workload, read_batches
@@ -25,7 +26,7 @@ class PolytuneContender:
         jax.set_mesh(make_mesh(MeshConfig(fsdp=1), jax.devices()[:1]))
         recipe = msgspec.structs.replace(recipe, run=msgspec.structs.replace(recipe.run, dir=str(run_dir)))
         prepared = prepare_workload(recipe, run_dir)
-        self._spec = make_job(recipe, prepared).spec
+        self._spec = make_job(recipe, open_origin(recipe), prepared).spec
         if everywhere:
             self._spec = dataclasses.replace(self._spec, most_trained=prepared.plan.row_length)
         tx = make_optimizer(recipe.optim, recipe.train.steps)

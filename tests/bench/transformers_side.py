@@ -90,7 +90,7 @@ def build_model(config: ModelConfig, stored: dict[str, np.ndarray]) -> torch.nn.
             num_key_value_heads=config.num_kv_heads,
             head_dim=config.head_dim,
             rms_norm_eps=config.norm_eps,
-            rope_theta=config.rope_base,
+            rope_theta=config.layers[0].rope.base,
             tie_word_embeddings=config.tied_head,
             attn_implementation="sdpa",
         )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data import prepare as preparing
+from data.chat import SHIPPED, load_chat, save_chat
 from data.config import (
     DataConfig,
     JsonlSource,
@@ -78,7 +79,8 @@ def contents(folder):
 
 
 def test_what_is_prepared_agrees_and_lies_in_the_run_directory(root, run_dir):
-    dataset, plan, tokenizer = run(make_config(root), run_dir)
+    dataset, plan, tokenizer, chat = run(make_config(root), run_dir)
+    assert (chat.tokenizer, chat.hash) == (tokenizer, dataset.facts.template_hash)
     assert sorted(os.listdir(run_dir)) == ["plan", "tokenizer"]
     assert len(dataset) == 80
     assert dataset.facts.tokenizer_hash == tokenizer.hash
@@ -208,6 +210,49 @@ def test_a_damaged_plan_is_refused(root, run_dir):
         run(make_config(root), run_dir)
 
 
+def test_a_run_keeps_its_template_and_refuses_another(root, run_dir, monkeypatch):
+    plain = TokenizerConfig(vocab_size=320, template="plain")
+    first = run(make_config(root), run_dir, tokenizer=plain)
+    text = first.tokenizer.decode(first.dataset.tokens[: first.dataset.offsets[1]].tolist())
+    assert text == "User:\nwhat is 0 and one?\n\nAssistant:\nit is 1\n\n"
+    assert first.plan.summary["template_hash"] == first.chat.hash
+    with pytest.raises(DataError, match="belongs to another recipe"):
+        run(make_config(root), run_dir)
+    forbid_building(monkeypatch)
+    assert run(make_config(root), run_dir, tokenizer=plain).chat.hash == first.chat.hash
+    save_chat(load_chat(first.tokenizer), run_dir / "tokenizer")
+    with pytest.raises(DataError, match=r"chat template of hash .* restore the folder"):
+        run(make_config(root), run_dir, tokenizer=plain)
+
+
+def test_a_run_that_starts_from_another_runs_tokenizer_takes_its_template_with_it(root, run_dir, tmp_path):
+    first = run(make_config(root), run_dir, tokenizer=TokenizerConfig(vocab_size=320, template="plain"))
+    given = TokenizerConfig(path=str(run_dir / "tokenizer"))
+    second = run(make_config(root), tmp_path / "second", tokenizer=given)
+    assert second.chat.hash == first.chat.hash
+    assert second.dataset.facts.hash == first.dataset.facts.hash
+
+
+def test_a_template_file_is_read_again_when_it_changes(root, run_dir, tmp_path):
+    source = (SHIPPED / "plain.jinja").read_text(encoding="utf-8")
+    (tmp_path / "mine.jinja").write_text(source, encoding="utf-8")
+    given = TokenizerConfig(vocab_size=320, template=str(tmp_path / "mine.jinja"))
+    before = fingerprint_inputs(make_config(root), given, 0)
+    run(make_config(root), run_dir, tokenizer=given)
+    (tmp_path / "mine.jinja").write_text(source.replace("capitalize", "upper"), encoding="utf-8")
+    assert fingerprint_inputs(make_config(root), given, 0) != before
+    with pytest.raises(DataError, match="belongs to another recipe"):
+        run(make_config(root), run_dir, tokenizer=given)
+
+
+def test_ids_a_model_stops_at_are_kept_with_the_run(root, run_dir):
+    config = make_config(root)
+    prepared = prepare(config, TOKENIZER, steps=6, batch_rows=2, seed=0, run_dir=run_dir, extra_stop_ids=(300,))
+    assert prepared.chat.stop_ids == (prepared.tokenizer.end_id, 300)
+    with pytest.raises(DataError, match=r"another chat template .* stop ids \(2, 300\)"):
+        run(config, run_dir)
+
+
 def test_a_tokenizer_can_be_given(root, run_dir, tmp_path):
     given = train_tokenizer(["what is it? ni nini?"], TokenizerConfig(vocab_size=300))
     save_tokenizer(given, tmp_path / "given")
@@ -227,7 +272,7 @@ def test_a_bad_row_stops_the_run_before_anything_is_written(root, run_dir):
 
 def test_skipped_rows_are_written_with_reasons_and_counted_by_language(root, run_dir):
     write_rows(root, extra=[BAD, '{"q": '])
-    _, plan, _ = run(make_config(root, bad_rows="skip"), run_dir)
+    plan = run(make_config(root, bad_rows="skip"), run_dir).plan
     rows = [json.loads(line) for line in (run_dir / "plan" / "bad_rows.jsonl").read_text().splitlines()]
     assert sorted((row["file"], row["line"]) for row in rows) == [("rows.jsonl", 81), ("rows.jsonl", 82)]
     assert all(row["reason"] for row in rows)

@@ -1,197 +1,69 @@
-import dataclasses
+"""How tokenizers are found on disk."""
+
 import json
-import os
-import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hub_folders import make_golden_folder, write_folder
 
 from data.config import TokenizerConfig
-from data.schema import ROLES, DataError
-from data.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, train_tokenizer
+from data.schema import DataError
+from data.tokenizer import (
+    HubTokenizer,
+    SentencePieceTokenizer,
+    load_tokenizer,
+    save_tokenizer,
+    train_tokenizer,
+)
 
-TEXTS = [
-    "The capital of Kenya is Nairobi. 12345 + 678 = 13023",
-    "Mji mkuu wa Kenya ni Nairobi.\n\tNdiyo.",
-    "肯尼亚的首都是内罗毕。",
-    "عاصمة كينيا هي نيروبي",
-    "केन्या की राजधानी नैरोबी है।",
-] * 4
-CONFIG = TokenizerConfig(vocab_size=600)
-TOKENIZER = train_tokenizer(TEXTS, CONFIG)
-CONTROL_TEXT = ["<pad>", "<bos>", "<end>", "<unk>", "<user>", "<assistant>", "</s>", "<0x41>"]
-HARD = [
-    "",
-    " ",
-    "   ",
-    "  a  b ",
-    "\0",
-    "a\0b",
-    "\t\n\r\n",
-    "\u2581",
-    "\u2581a \u2581\u2581",
-    "⁇",
-    "\u2585",
-    "\ufeffx",
-]
-any_text = st.text(st.characters(exclude_categories=["Cs"])) | st.lists(
-    st.sampled_from([*CONTROL_TEXT, *HARD, *TEXTS, "e\u0301", "ﬁ①", "\u200d", "\U0010ffff", "\u2028"])
-).map("".join)
+TOKENIZER = train_tokenizer(["The capital of Kenya is Nairobi."] * 4, TokenizerConfig(vocab_size=300))
 
 
-@given(any_text)
-def test_no_text_is_ever_lost_or_becomes_a_control_token(text):
-    ids = TOKENIZER.encode(text)
-    assert TOKENIZER.decode(ids) == text
-    assert not any(TOKENIZER.is_control(token) for token in ids)
-    assert all(0 <= token < TOKENIZER.vocab_size for token in ids)
+def test_each_kind_of_path_gives_its_own_kind(tmp_path):
+    save_tokenizer(TOKENIZER, tmp_path / "ours")
+    (tmp_path / "hub").mkdir()
+    write_folder(tmp_path / "hub", make_golden_folder("qwen3"))
+    hub = load_tokenizer(tmp_path / "hub")
+    save_tokenizer(hub, tmp_path / "saved")
+    assert isinstance(load_tokenizer(tmp_path / "ours"), SentencePieceTokenizer)
+    assert load_tokenizer(tmp_path / "ours" / "tokenizer.model") == TOKENIZER
+    assert isinstance(hub, HubTokenizer)
+    assert load_tokenizer(tmp_path / "hub" / "tokenizer.json") == load_tokenizer(tmp_path / "saved") == hub
+    assert sorted(path.name for path in (tmp_path / "ours").iterdir()) == ["polytune_tokenizer.json", "tokenizer.model"]
 
 
-@pytest.mark.parametrize("text", [*HARD, *CONTROL_TEXT])
-def test_hard_strings_come_back(text):
-    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
-
-
-def test_a_lone_surrogate_is_refused_not_dropped():
-    for text in ("\ud800", "a\u2581\udfff"):
-        with pytest.raises(DataError, match="lone surrogate"):
-            TOKENIZER.encode(text)
-
-
-def test_control_ids_are_the_documented_ones_and_pad_is_never_end_of_turn():
-    assert (TOKENIZER.pad_id, TOKENIZER.bos_id, TOKENIZER.end_id) == (0, 1, 2)
-    assert TOKENIZER.role_ids == {"system": 4, "user": 5, "assistant": 6, "tool": 7}
-    assert [token for token in range(TOKENIZER.vocab_size) if TOKENIZER.is_control(token)] == [
-        0,
-        1,
-        2,
-        4,
-        5,
-        6,
-        7,
-    ]
-    with pytest.raises(DataError, match="<pad> and <end> share id 2"):
-        dataclasses.replace(TOKENIZER, pad_id=2)
-
-
-def test_a_control_id_must_not_be_a_piece_that_text_can_spell():
-    with pytest.raises(DataError, match="text can spell"):
-        dataclasses.replace(TOKENIZER, end_id=300)
-
-
-def test_decode_skips_control_ids_replaces_broken_bytes_and_refuses_strangers():
-    ids = TOKENIZER.encode("Nairobi")
-    assert TOKENIZER.decode([1, 6, *ids, 2, 0]) == "Nairobi"
-    assert TOKENIZER.decode([*ids, *TOKENIZER.encode("\u2581")[:2]]) == "Nairobi\ufffd"
-    with pytest.raises(DataError, match="ids run from 0"):
-        TOKENIZER.decode([TOKENIZER.vocab_size])
-
-
-def test_digits_stand_alone_so_numbers_compose():
-    assert len(TOKENIZER.encode("13023")) == 5
-
-
-def test_training_is_the_same_in_another_process():
-    code = (
-        "import tests.data.test_tokenizer as t; from data.tokenizer import train_tokenizer; "
-        "print(train_tokenizer(t.TEXTS, t.CONFIG).hash)"
-    )
-    root = Path(__file__).parents[2]
-    environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": str(root)}
-    other = subprocess.run([sys.executable, "-c", code], cwd=root, env=environment, capture_output=True, check=True)
-    assert other.stdout.decode().strip() == TOKENIZER.hash
-    assert train_tokenizer(iter(TEXTS), CONFIG) == TOKENIZER
-
-
-def test_training_drops_no_text_for_its_length_or_for_one_character():
-    # SentencePiece on its own leaves out sentences over 4,192 bytes and any that hold NUL or U+2585.
-    words = [f"zebra{mark}zebra " for mark in ("\0", "\u2585", "\t", "\n")]
-    for text in ("zebra " * 20_000, "zebra" * 20_000, "".join(words) * 50):
-        tokenizer = train_tokenizer([text], TokenizerConfig(vocab_size=400))
-        assert len(tokenizer.encode("zebra")) == 1
-
-
-def test_a_small_corpus_gives_the_true_vocabulary_size():
-    tokenizer = train_tokenizer(["abc abc"], TokenizerConfig(vocab_size=5000))
-    assert 264 < tokenizer.vocab_size < 300
-    assert max(tokenizer.encode("abc abc")) < tokenizer.vocab_size
-
-
-def test_impossible_training_says_what_to_change():
-    with pytest.raises(DataError, match="no text to train"):
-        train_tokenizer(["", "\n\0"], CONFIG)
-    many = "".join(map(chr, range(0x4E00, 0x4E00 + 500)))
-    with pytest.raises(DataError, match=r"vocab_size 300 is too small: .* need 764"):
-        train_tokenizer([many], TokenizerConfig(vocab_size=300, character_coverage=1))
-
-
-def test_saved_loaded_and_pickled_it_is_the_same(tmp_path):
-    TOKENIZER.encode("warm the caches")
-    save_tokenizer(TOKENIZER, tmp_path / "tokenizer")
-    loaded = load_tokenizer(tmp_path / "tokenizer")
-    pickled = pickle.loads(pickle.dumps(TOKENIZER))
-    assert loaded == pickled == load_tokenizer(tmp_path / "tokenizer" / "tokenizer.model") == TOKENIZER
-    assert {loaded.hash, pickled.hash} == {TOKENIZER.hash}
-    assert pickled.encode(TEXTS[1]) == TOKENIZER.encode(TEXTS[1])
-
-
-def test_the_hash_covers_the_control_ids():
-    swapped = dataclasses.replace(TOKENIZER, bos_id=TOKENIZER.end_id, end_id=TOKENIZER.bos_id)
-    assert swapped.hash != TOKENIZER.hash
+def test_a_folder_from_before_hugging_face_tokenizers_is_still_read(tmp_path):
+    save_tokenizer(TOKENIZER, tmp_path)
+    (tmp_path / "polytune_tokenizer.json").rename(tmp_path / "tokenizer.json")
+    assert load_tokenizer(tmp_path) == TOKENIZER
 
 
 def test_a_changed_tokenizer_folder_is_noticed(tmp_path):
     save_tokenizer(TOKENIZER, tmp_path)
-    table = json.loads((tmp_path / "tokenizer.json").read_text())
-    (tmp_path / "tokenizer.json").write_text(json.dumps(table | {"bos_id": 2, "end_id": 1}))
+    file = tmp_path / "polytune_tokenizer.json"
+    table = json.loads(file.read_text())
+    file.write_text(json.dumps(table | {"bos_id": 2, "end_id": 1}))
     with pytest.raises(DataError, match="changed after it was saved"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(table)[:-20])
-    with pytest.raises(DataError, match="damaged"):
+    file.write_text(json.dumps({key: value for key, value in table.items() if key != "role_ids"}))
+    with pytest.raises(DataError, match=r"table is damaged .*role_ids"):
         load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").unlink()
-    with pytest.raises(DataError, match=r"tokenizer\.json: No such file"):
+    for damaged in (json.dumps(table)[:-20], "[1]"):
+        file.write_text(damaged)
+        with pytest.raises(DataError, match=r"polytune_tokenizer\.json is damaged"):
+            load_tokenizer(tmp_path)
+
+
+def test_a_sentencepiece_model_alone_in_a_folder_is_not_taken_for_either_kind(tmp_path):
+    save_tokenizer(TOKENIZER, tmp_path)
+    (tmp_path / "polytune_tokenizer.json").unlink()
+    with pytest.raises(DataError, match=r"needs polytune_tokenizer\.json.*it holds tokenizer\.model"):
         load_tokenizer(tmp_path)
 
 
 def test_a_file_that_is_no_model_is_an_error(tmp_path):
-    (tmp_path / "x.model").write_bytes(b"not a model")
-    with pytest.raises(DataError, match="no SentencePiece model"):
-        load_tokenizer(tmp_path / "x.model")
-    (tmp_path / "x.model").write_bytes(TOKENIZER.model[: len(TOKENIZER.model) // 2])
-    with pytest.raises(DataError, match="no SentencePiece model"):
-        load_tokenizer(tmp_path / "x.model")
-
-
-@pytest.fixture
-def foreign() -> Path:
-    folder = os.environ.get("POLYTUNE_REALDATA")
-    if not folder:
-        pytest.skip("POLYTUNE_REALDATA is not set")
-    return Path(folder) / "tokenizers"
-
-
-@pytest.mark.realdata
-@pytest.mark.parametrize(
-    ("file", "pieces", "fresh"),
-    [
-        ("t5_cc_all.32000.100extra.sentencepiece.model", 32101, 4),
-        ("mistral-v3.32k.sentencepiece.model", 32768, 5),
-        ("chinese_20k.sentencepiece.model", 20000, 5),
-    ],
-)
-def test_a_foreign_model_gets_the_control_tokens_it_lacks(foreign, file, pieces, fresh):
-    tokenizer: Tokenizer = load_tokenizer(foreign / file)
-    assert tokenizer.vocab_size == pieces + fresh
-    assert sorted(tokenizer.role_ids) == sorted(ROLES)
-    assert min(tokenizer.role_ids.values()) >= pieces
-    assert len({tokenizer.pad_id, tokenizer.bos_id, tokenizer.end_id, *tokenizer.role_ids.values()}) == 7
-    text = "Hello <user> world </s>."
-    ids = tokenizer.encode(text)
-    assert not any(map(tokenizer.is_control, ids))
-    assert tokenizer.decode([tokenizer.bos_id, *tokenizer.encode("Hello world"), tokenizer.end_id]) == "Hello world"
-    assert not tokenizer.is_lossless
+    for content in (b"not a model", TOKENIZER.model[: len(TOKENIZER.model) // 2]):
+        (tmp_path / "x.model").write_bytes(content)
+        with pytest.raises(DataError, match="no SentencePiece model"):
+            load_tokenizer(tmp_path / "x.model")
+    with pytest.raises(DataError, match=r"cannot read tokenizer file .*absent\.model"):
+        load_tokenizer(tmp_path / "absent.model")

@@ -30,7 +30,7 @@ def make_scores(count, seed=0):
 def make_prompts(count, seed=0):
     rng = np.random.default_rng(seed)
     prompts = [rng.integers(3, 64, rng.integers(2, 70)).astype(np.int32) for _ in range(count)]
-    return [Generate(prompt, max_new_tokens=6, stop_id=STOP) for prompt in prompts]
+    return [Generate(prompt, max_new_tokens=6, stop_ids=(STOP,)) for prompt in prompts]
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -60,7 +60,7 @@ def generate_alone(model, request):
     while len(new) < request.max_new_tokens:
         ids = [*request.prompt, *new]
         token = int(run_alone(model, ids)[len(ids) - 1].argmax())
-        if token == request.stop_id:
+        if token in request.stop_ids:
             return new, True
         new.append(token)
     return new, False
@@ -98,7 +98,7 @@ def test_scores_of_several_turns_add_up(tiny_model):
 
 def test_greedy_flag_is_true_for_the_models_own_choice(tiny_model):
     prompt = np.array([1, 5, 9, 12], np.int32)
-    (made,) = answer_generations(tiny_model, [Generate(prompt, 3, STOP)], LIMITS)
+    (made,) = answer_generations(tiny_model, [Generate(prompt, 3, (STOP,))], LIMITS)
     assert len(made.ids) == 3
     ids = np.concatenate([prompt, np.array(made.ids, np.int32)])
     weights = (np.arange(len(ids)) >= len(prompt)).astype(np.float32)
@@ -125,7 +125,7 @@ def test_a_stop_token_ends_the_answer_and_is_left_out(tiny_model):
     request = make_prompts(1)[0]
     (free,) = answer_generations(tiny_model, [request], LIMITS)
     stop = free.ids[2]
-    (ended,) = answer_generations(tiny_model, [request._replace(stop_id=stop)], LIMITS)
+    (ended,) = answer_generations(tiny_model, [request._replace(stop_ids=(stop,))], LIMITS)
     assert ended.stopped and ended.ids == free.ids[: free.ids.index(stop)]
     assert not free.stopped
 
@@ -134,7 +134,7 @@ def test_long_prompts_keep_the_first_id_and_are_counted(tiny_model):
     prompt = np.arange(3, 53, dtype=np.int32)
     cut = np.concatenate([prompt[:1], prompt[-19:]])
     long, short = answer_generations(
-        tiny_model, [Generate(prompt, 4, STOP), Generate(cut, 4, STOP)], Limits(1024, max_length=20)
+        tiny_model, [Generate(prompt, 4, (STOP,)), Generate(cut, 4, (STOP,))], Limits(1024, max_length=20)
     )
     assert long.ids == short.ids
     assert (long.truncated, short.truncated) == (True, False)
@@ -155,7 +155,7 @@ def test_long_scores_lose_context_never_an_answer(tiny_model):
 def test_requests_of_different_kinds_are_not_mixed(tiny_model):
     prompt = np.array([1, 5], np.int32)
     with pytest.raises(EvalError, match="answer them apart"):
-        answer_generations(tiny_model, [Generate(prompt, 4, 2), Generate(prompt, 5, 2)], LIMITS)
+        answer_generations(tiny_model, [Generate(prompt, 4, (2,)), Generate(prompt, 5, (2,))], LIMITS)
 
 
 @pytest.mark.parametrize("mesh", [MeshConfig(fsdp=8), MeshConfig(fsdp=4, tensor=2)])

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from data.chat import encode_conversation
+from data.chat import load_chat
 from data.config import TokenizerConfig
 from data.schema import Conversation, Turn
+from data.template import JinjaTemplate
 from data.tokenizer import train_tokenizer
 from eval.config import EvalError
 from eval.engine import Limits, Model, answer_scores
@@ -48,8 +49,8 @@ def make_document(question, answer, *, language="en", options=(), task="t"):
 
 
 def grade(task, documents, tokenizer, model):
-    requests = ask_task(task, documents, tokenizer=tokenizer, max_length=LIMITS.max_length)
-    return grade_task(task, documents, requests=requests, tokenizer=tokenizer, model=model, limits=LIMITS)
+    requests = ask_task(task, documents, chat=load_chat(tokenizer), max_length=LIMITS.max_length)
+    return grade_task(task, documents, requests=requests, chat=load_chat(tokenizer), model=model, limits=LIMITS)
 
 
 def values(graded, name):
@@ -61,7 +62,7 @@ def test_bits_per_byte_is_bits_of_answers_and_their_ends_over_bytes_of_answers(t
     conversation = Conversation(turns=turns, language="zh", source="s", id="1")
     task = HeldoutTask(name="h", version=1, sources=SOURCES)
     (graded,) = grade(task, [Document(conversation)], tokenizer, model)
-    encoded = encode_conversation(conversation, tokenizer)
+    encoded = load_chat(tokenizer).encode_conversation(conversation)
     (scored,) = answer_scores(model, [Score(encoded.ids, encoded.weights)], LIMITS)
     assert graded.metrics["bits_per_byte"] == (
         pytest.approx(-scored.log_likelihood / math.log(2)),
@@ -89,6 +90,20 @@ def test_an_option_is_scored_as_content_without_its_end_of_turn(tokenizer, model
     assert all(request.ids[-1] != tokenizer.end_id for request in seen)
     assert (graded.metrics["acc"].numerator, graded.filtered) == (0.0, [[-0.0, False], [-1.0, False]])
     assert graded.arguments[1] == ['[{"role":"user","content":"which day?"}]', "Tuesday"]
+
+
+def test_an_option_in_a_jinja_template_is_its_content_alone(tokenizer):
+    """A think block or a line end that the template writes around every option says nothing of which is right."""
+    source = (
+        "{% for m in messages %}{{ bos_token + m.role + ': ' + ('[]' if m.role == 'assistant' else '') + m.content }}"
+        "{{ eos_token + '\\n' }}{% endfor %}{{ bos_token + 'assistant: ' if add_generation_prompt }}"
+    )
+    chat = JinjaTemplate(tokenizer=tokenizer, jinja=source, name="brackets")
+    task = ChoiceTask(name="c", version=1, sources=SOURCES, options=("Monday", "Tuesday"))
+    document = make_document("which?", "Monday", options=("Monday", "Tuesday"))
+    requests = ask_task(task, [document], chat=chat, max_length=64)
+    assert [tokenizer.decode(each.ids[each.weights > 0]) for each in requests] == ["Monday", "Tuesday"]
+    assert all(each.weights[-1] == 1 for each in requests)
 
 
 def test_choice_baselines_are_chance_and_each_languages_most_frequent_label(tokenizer, model):
@@ -162,11 +177,11 @@ def test_an_answer_too_long_to_score_is_refused_before_a_model_is_needed(tokeniz
     task = HeldoutTask(name="h", version=1, sources=SOURCES)
     documents = [make_document("q" * 99, "x" * count) for count in (3, 40, 30)]
     needed = len(tokenizer.encode("x" * 40)) + 1  # and its end of turn
-    assert len(ask_task(task, documents, tokenizer=tokenizer, max_length=needed)) == 3
+    assert len(ask_task(task, documents, chat=load_chat(tokenizer), max_length=needed)) == 3
     with pytest.raises(EvalError, match=f"task h: a document needs {needed} tokens .* max_length to {needed + 1}"):
-        ask_task(task, documents, tokenizer=tokenizer, max_length=needed - 1)
+        ask_task(task, documents, chat=load_chat(tokenizer), max_length=needed - 1)
     generate = GenerateTask(name="g", version=1, sources=SOURCES, max_new_tokens=8)
-    assert len(ask_task(generate, documents, tokenizer=tokenizer, max_length=8)) == 3
+    assert len(ask_task(generate, documents, chat=load_chat(tokenizer), max_length=8)) == 3
 
 
 def test_the_prompt_is_that_of_training(tokenizer, model, monkeypatch):
@@ -179,6 +194,6 @@ def test_the_prompt_is_that_of_training(tokenizer, model, monkeypatch):
     monkeypatch.setattr("eval.grading.answer_generations", answer)
     document = make_document("which day?", "Tuesday")
     grade(GenerateTask(name="g", version=1, sources=SOURCES, max_new_tokens=8), [document], tokenizer, model)
-    trained = encode_conversation(document.conversation, tokenizer)
+    trained = load_chat(tokenizer).encode_conversation(document.conversation)
     np.testing.assert_array_equal(seen[0].prompt, trained.ids[: int(np.flatnonzero(trained.weights)[0])])
-    assert seen[0].stop_id == tokenizer.end_id
+    assert seen[0].stop_ids == (tokenizer.end_id,)

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +9,13 @@ import jax.numpy as jnp
 import msgspec
 import pytest
 
-from data.chat import template_hash
+from data.chat import load_chat, save_chat
 from data.cldr import cldr_conversations
 from data.config import CldrSource, ProceduralSource, TokenizerConfig
+from data.control_template import template_hash
 from data.procedural import procedural_conversations
 from data.schema import DataError
-from data.tokenizer import save_tokenizer, train_tokenizer
+from data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from eval.config import EvalConfig, EvalError
 from eval.run import main, run_eval
 from model.checkpoint import CheckpointError
@@ -51,6 +53,7 @@ def run_dir(tmp_path_factory):
         "recipe": {"data": {"sources": sources, "packing": {"row_length": 64}}},
         "tokenizer_hash": tokenizer.hash,
         "template_hash": template_hash(),
+        "row_length": 64,
     }
     run.mkdir()
     save_tokenizer(tokenizer, run / "tokenizer")
@@ -141,9 +144,18 @@ def test_another_tokenizer_is_an_error(run_dir, tmp_path):
 
 
 def test_another_template_is_an_error(run_dir, monkeypatch):
-    monkeypatch.setattr("eval.run.template_hash", lambda: "0" * 64)
+    monkeypatch.setattr("data.control_template.template_hash", lambda: "0" * 64)
     with pytest.raises(EvalError, match=r"chat template has hash 000000000000"):
         evaluate(run_dir, ("facts",))
+
+
+def test_a_stored_template_other_than_that_of_training_is_an_error(run_dir, tmp_path):
+    other = copy_run(run_dir, tmp_path / "other")
+    (other / "tokenizer").unlink()
+    shutil.copytree(run_dir / "tokenizer", other / "tokenizer")
+    save_chat(load_chat(load_tokenizer(other / "tokenizer"), "plain"), other / "tokenizer")
+    with pytest.raises(EvalError, match=r"put that run's own tokenizer folder back"):
+        evaluate(other, ("facts",))
 
 
 def test_missing_and_half_written_checkpoints_are_errors(run_dir, tmp_path):
@@ -158,7 +170,7 @@ def test_missing_and_half_written_checkpoints_are_errors(run_dir, tmp_path):
 
 
 def test_missing_data_is_found_before_the_model_is_loaded(run_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr("eval.run.load_params", None)
+    monkeypatch.setattr("eval.opening.load_params", None)
     with pytest.raises(EvalError, match=r"data_root .*nowhere does not exist"):
         evaluate(run_dir, ("sib200",), data_root=str(tmp_path / "nowhere"))
     with pytest.raises(EvalError, match=r"task sib200 reads sib200_topic_test.jsonl"):
@@ -169,10 +181,10 @@ def test_missing_data_is_found_before_the_model_is_loaded(run_dir, tmp_path, mon
 
 
 def test_a_model_that_diverged_gives_an_error_not_a_score(run_dir, monkeypatch):
-    from eval import run
+    from eval import opening
 
-    load = run.load_params
-    monkeypatch.setattr(run, "load_params", lambda *given: jax.tree.map(lambda leaf: leaf * jnp.nan, load(*given)))
+    load = opening.load_params
+    monkeypatch.setattr(opening, "load_params", lambda *given: jax.tree.map(lambda leaf: leaf * jnp.nan, load(*given)))
     with pytest.raises(EvalError, match="not finite"):
         evaluate(run_dir, ("heldout",), limit=1)
 
@@ -199,7 +211,7 @@ def test_a_failure_loses_no_task_that_came_before_it(run_dir, tmp_path, monkeypa
 
 
 def test_what_cannot_be_scored_or_written_is_found_before_the_model_is_loaded(run_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr("eval.run.load_params", None)
+    monkeypatch.setattr("eval.opening.load_params", None)
     with pytest.raises(EvalError, match=r"task heldout: a document needs .* set max_length to"):
         evaluate(run_dir, ("facts", "heldout"), max_length=8)
     (tmp_path / "results.json").write_text("{")

@@ -126,7 +126,7 @@ MISTAKES = [
     ("data.mixture.temperature=0.5", "data.mixture.temperature: expected float >= 1.0 (value 0.5)"),
     ("model.num_kv_heads=3",
      "model: num_heads=4 is not a multiple of num_kv_heads=3; use one of [1, 2, 4] for"),
-    ("model.head_dim=7", "model: head_dim=7 is odd; rotary embedding needs pairs: use 8"),
+    ("model.head_dim=7", "model: rotary embedding of 7 dimensions (head_dim=7, fraction=1) has no pairs"),
     ("train.microbatches=3", "train: batch_rows=16 is not divisible by microbatches=3; use batch_rows=18"),
     ("mesh.tensor=0", "mesh.tensor: expected int >= 1 (value 0)"),
     ("train.steps", "override 'train.steps' is not key=value; write for example train.steps=100"),

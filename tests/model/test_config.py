@@ -2,7 +2,7 @@ import msgspec
 import pytest
 from toy import TOY
 
-from model.config import ComputeConfig, ModelConfig
+from model.config import ComputeConfig, LayerKind, ModelConfig, group_layers
 
 
 def changed(**fields):
@@ -34,3 +34,37 @@ def test_a_config_survives_a_checkpoint():
 def test_compute_is_float32_unless_asked():
     assert ComputeConfig().jax_dtype == "float32"
     assert ComputeConfig(dtype="bfloat16").jax_dtype == "bfloat16"
+
+
+def layers(text):
+    """Layer kinds from letters: a sees everything, b a window of 2, c one of 3."""
+    return tuple(LayerKind(window={"a": 0, "b": 2, "c": 3}[letter]) for letter in text)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "wanted"),
+    [
+        ("aaaa", [[(0, 1, 4)]]),
+        ("aabaaba", [[(0, 3, 2), (1, 3, 2), (2, 3, 2)], [(6, 1, 1)]]),
+        ("aaabbb", [[(0, 1, 3)], [(3, 1, 3)]]),
+        ("abab", [[(0, 2, 2), (1, 2, 2)]]),
+        ("abc", [[(0, 1, 1)], [(1, 1, 1)], [(2, 1, 1)]]),
+    ],
+)
+def test_layers_are_grouped_into_few_stacks_that_cover_each_once(kinds, wanted):
+    groups = group_layers(layers(kinds))
+    assert [[(stack.first, stack.stride, stack.count) for stack in group] for group in groups] == wanted
+    members = [layer for group in groups for stack in group for layer in stack.members]
+    assert sorted(members) == list(range(len(kinds)))
+    assert all(layers(kinds)[layer] == stack.kind for group in groups for stack in group for layer in stack.members)
+
+
+def test_kinds_repeat_until_there_are_enough_layers():
+    assert changed(num_layers=5, layers=[{}, {"window": 4}]).kinds == (
+        LayerKind(), LayerKind(window=4), LayerKind(), LayerKind(window=4), LayerKind(),
+    )  # fmt: skip
+
+
+def test_experts_that_are_not_described_are_refused():
+    with pytest.raises(ValueError, match=r"experts: true, but model\.experts is not given"):
+        changed(layers=[{"experts": True}])

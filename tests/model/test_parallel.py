@@ -18,7 +18,9 @@ def test_mesh_covers_the_devices(fsdp, tensor, devices, wanted):
 
 @pytest.mark.parametrize(("fsdp", "tensor"), [(3, 1), (-1, 3), (8, 2), (0, 1), (4, 1), (-1, 16)])
 def test_a_mesh_that_leaves_devices_out_is_refused_with_what_would_fit(fsdp, tensor):
-    with pytest.raises(ValueError, match=rf"fsdp={fsdp} expert=1 tensor={tensor} .* 8 devices present; make fsdp .* = 8"):
+    with pytest.raises(
+        ValueError, match=rf"fsdp={fsdp} expert=1 tensor={tensor} .* 8 devices present; make fsdp .* = 8"
+    ):
         make_mesh(MeshConfig(fsdp=fsdp, tensor=tensor))
 
 

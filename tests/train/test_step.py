@@ -47,22 +47,22 @@ def test_gradient_at_masked_positions_is_exactly_zero(toy_params, one_device, mo
 
     Where nothing is trained it is zero to the bit; elsewhere it is weight x (softmax - target).
     """
-    apply, params = transformer.apply, jax.tree.map(jnp.asarray, toy_params)
+    apply, params = transformer.apply_routed, jax.tree.map(jnp.asarray, toy_params)
 
     def nudged_apply(*arguments, nudge_BTV, at_BK, **named):
-        logits_BKV = apply(*arguments, at_BK=at_BK, **named)
-        return logits_BKV + jnp.take_along_axis(nudge_BTV, at_BK[..., None], axis=1)
+        logits_BKV, router = apply(*arguments, at_BK=at_BK, **named)
+        return logits_BKV + jnp.take_along_axis(nudge_BTV, at_BK[..., None], axis=1), router
 
     @functools.partial(jax.jit, static_argnums=1)
     @jax.grad
     def gradient(nudge_BTV, most):
-        monkeypatch.setattr(transformer, "apply", functools.partial(nudged_apply, nudge_BTV=nudge_BTV))
+        monkeypatch.setattr(transformer, "apply_routed", functools.partial(nudged_apply, nudge_BTV=nudge_BTV))
         spec = StepSpec(model=TOY, axes=AXES, compute=ComputeConfig(), num_languages=len(LANGUAGES), most_trained=most)
         return jnp.sum(loss_sums(spec, params, jax.tree.map(jnp.asarray, BATCH)).loss_R)
 
     at_all_BT = jnp.broadcast_to(jnp.arange(BATCH.tokens_BT.shape[1])[None], BATCH.tokens_BT.shape)
     fields = (jnp.asarray(x_BT) for x_BT in (BATCH.tokens_BT, BATCH.segments_BT, BATCH.positions_BT))
-    logits_BTV = jax.jit(apply, static_argnums=(0, 1))(TOY, AXES, params, *fields, at_BK=at_all_BT)
+    logits_BTV, _ = jax.jit(apply, static_argnums=(0, 1))(TOY, AXES, params, *fields, at_BK=at_all_BT)
     share_BTV = np.asarray(jax.nn.softmax(logits_BTV, axis=-1))
     wanted_BTV = (share_BTV - np.eye(TOY.vocab_size)[BATCH.targets_BT]) * BATCH.loss_weight_BT[..., None]
     is_trained_BT = BATCH.loss_weight_BT > 0

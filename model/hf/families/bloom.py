@@ -27,7 +27,7 @@ def read(config: ConfigFile) -> ModelConfig:
     normed = config.take("apply_residual_connection_post_layernorm", bool, False)
     return ModelConfig(
         vocab_size=config.take_size("vocab_size"),
-        num_layers=config.take_alias(("n_layer", "num_hidden_layers")),
+        num_layers=config.take_depth("n_layer", "num_hidden_layers"),
         dim=dim,
         num_heads=heads,
         num_kv_heads=heads,

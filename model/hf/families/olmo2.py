@@ -19,7 +19,7 @@ from model.hf.shared import (
 )
 
 OLMO_NAMES = (
-    LLAMA_NAMES
+    {leaf: name for leaf, name in LLAMA_NAMES.items() if leaf not in ("attention_norm.scale", "mlp_norm.scale")}
     | QK_NORM_NAMES
     | {
         "attention_out_norm.scale": LAYER + "post_attention_layernorm.weight",

@@ -1,0 +1,110 @@
+"""Hugging Face chat templates: Jinja compiled in a sandbox, rendered as transformers renders them."""
+
+import datetime
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from data.schema import DataError, Turn
+
+# How templates are rendered, as data: a part of every template's hash.
+MANNER = {"version": 1, "trim_blocks": True, "lstrip_blocks": True, "trained": ["answer", "end of turn"]}
+
+
+def compile_template(source: str, *, name: str, date: str) -> jinja2.Template:
+    """Returns the template, ready to render. `strftime_now` in it tells of `date`, an ISO day.
+
+    Raises DataError naming the template if it is no Jinja.
+    """
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _write_json
+    environment.globals |= {
+        "raise_exception": _raise_exception,
+        "strftime_now": _make_clock(date),
+        "dict": lambda *items, **fields: dict(*items, **fields),
+        "namespace": _PublicNamespace,
+    }
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise DataError(f"{name} is no Jinja template: {error.message} (line {error.lineno})") from None
+
+
+def render_messages(
+    template: jinja2.Template,
+    turns: Iterable[Turn],
+    *,
+    variables: Mapping[str, Any],
+    add_generation_prompt: bool,
+) -> str:
+    """Returns the text of the turns. Raises DataError with the template's own words where it refuses them."""
+    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    try:
+        return template.render(
+            messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **variables
+        )
+    except jinja2.TemplateError as error:
+        raise DataError(f"the template refuses it: {error.message}") from None
+    except Exception as error:
+        # The template is the user's program: whatever it raises on this row is about the row.
+        raise DataError(f"the template fails on it: {type(error).__name__}: {error}") from None
+
+
+class _GenerationTag(Extension):
+    """`{% generation %} ... {% endgeneration %}` renders what is inside, in a scope of its own."""
+
+    tags = {"generation"}  # noqa: RUF012 (Jinja reads it so)
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """Returns the body of the tag."""
+        line = next(parser.stream).lineno
+        body: Sequence[nodes.Node] = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(list(body), lineno=line)
+
+
+class _PublicNamespace(Namespace):
+    """Jinja's namespace, less names that start with an underscore."""
+
+    def __init__(*arguments: Any, **fields: Any) -> None:
+        self, *items = arguments
+        values = dict(*items, **fields)
+        for name in values:
+            _refuse_private(name)
+        Namespace.__init__(self, values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _refuse_private(name)
+        super().__setitem__(name, value)
+
+
+def _refuse_private(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace cannot hold {name!r}; use a name without underscore")
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _make_clock(date: str) -> Callable[[str], str]:
+    return lambda form: datetime.datetime.fromisoformat(date).strftime(form)
+
+
+def _write_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without the escapes for HTML that Jinja's own filter adds."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
