@@ -4,14 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 # One process a core of a small machine; a file's tests stay together, they share what they trained.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
+# Torch and transformers have an environment of their own: nothing else may come to need them.
+PARITY := .venv-parity
 
-.PHONY: demo test check format setup bench clean
+.PHONY: demo test test-parity check format setup bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/polytune demo
 
 test: $(VENV)/.installed-dev
 	$(PYTEST)
+
+test-parity: $(PARITY)/.installed
+	OMP_NUM_THREADS=1 $(PARITY)/bin/python -m pytest -n 2 --dist loadfile tests/parity
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -25,14 +30,16 @@ format: $(VENV)/.installed-dev
 
 setup: $(VENV)/.installed-dev
 
-# The step benchmark against Hugging Face transformers. Set TORCH to a wheel or version of a CPU build of torch.
+# For this and the parity suite: set TORCH to a wheel or version of a CPU build of torch.
 TORCH ?= torch
+
+# The step benchmark against Hugging Face transformers.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet $(TORCH) -e '.[bench]'
 	$(BIN)/python -m tests.bench.step
 
 clean:
-	rm -rf $(VENV) .cache .hypothesis .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(PARITY) .cache .hypothesis .pytest_cache .ruff_cache build *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "polytune needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -45,4 +52,10 @@ $(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+$(PARITY)/.installed: requirements-dev.txt requirements.txt pyproject.toml
+	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
+	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r requirements.txt -r requirements-dev.txt $(TORCH) -e '.[parity]'
 	touch $@

@@ -28,7 +28,6 @@ from model.hf.registry import family_of, write_config
 from model.hf.shards import FolderWriter, TensorSpec, building, compare_folder, parse_size, plan_shards
 from model.hf.weights import read_tensors
 from model.parallel import AxisRules, MeshConfig, make_mesh
-from model.transformer import count_parameters
 
 
 def run_import(
@@ -56,11 +55,11 @@ def run_import(
             "versions": library_versions(),
         }  # fmt: skip
         with jax.set_mesh(_whole_mesh(cfg)):
-            params = hub.load(AxisRules(), dtype=stored, vocab_padding=cfg.vocab_padding)
-            write_model(fresh, params, meta)
+            write_model(fresh, hub.load(AxisRules(), dtype=stored, vocab_padding=cfg.vocab_padding), meta)
+    count = sum(math.prod(tensor.shape) for tensor in hub.source.tensors)
     padding = f", {cfg.vocab_padding} rows of vocabulary padding" if cfg.vocab_padding else ""
     console.print(
-        f"imported {hub.facts.model_type}: {count_parameters(params):,} parameters in {stored}{padding}, "
+        f"imported {hub.facts.model_type}: {count:,} parameters in {stored}{padding}, "
         f"{time.monotonic() - began:.1f} s",
         highlight=False,
         soft_wrap=True,

@@ -26,7 +26,7 @@ def constant_initializer(value: float, spec: PartitionSpec | None = None):
     """An initializer of one value everywhere, float32; replicated unless a spec is given."""
 
     def initialize(_key: jax.Array, shape: Sequence[int]) -> jax.Array:
-        return jnp.full(shape, value, jnp.float32, out_sharding=PartitionSpec() if spec is None else spec)
+        return jnp.full(shape, value, jnp.float32, out_sharding=spec)
 
     return initialize
 

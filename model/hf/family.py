@@ -121,6 +121,11 @@ def constant_tensors(family: Family, cfg: ModelConfig) -> list[Constant]:
     ]
 
 
+def prefixed(family: Family, prefix: str, name: str) -> str:
+    """A tensor's name in a folder whose names have the prefix: a head of its own lies outside of what it stands for."""
+    return name if name == family.names["head.weight"] else prefix + name
+
+
 def is_ignored(family: Family, name: str) -> bool:
     """Whether a tensor of a folder follows from its config.json."""
     return any(re.fullmatch(pattern, name) for pattern in family.ignored)

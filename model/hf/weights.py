@@ -138,7 +138,7 @@ class _Shards:
             taken = tuple(
                 slice(start, min(stop, size)) for (start, stop), size in zip(bounds[lead:], part.shape, strict=True)
             )
-            rows = part[(*taken, ...)]  # the dots: of a scalar an array too, not its value
+            rows = part[(*taken, ...)]  # the dots: a scalar stays an array
             copy_blockwise(piece[(*place, *(slice(0, size) for size in rows.shape), ...)], rows)
 
     def finish(self) -> jax.Array:
@@ -240,11 +240,11 @@ def _fetch(params: Params, slot: Slot) -> np.ndarray:
     for at in slot.index:
         leaf = _take(leaf, at)
     whole = np.asarray(leaf)
-    return whole[tuple(slice(0, size) for size in slot.shape)]
+    return whole[(*(slice(0, size) for size in slot.shape), ...)]
 
 
 @jax.jit
-def _take(stack: jax.Array, at: int) -> jax.Array:
+def _take(stack: jax.Array, at: int | jax.Array) -> jax.Array:
     return jax.lax.dynamic_index_in_dim(stack, at, keepdims=False)
 
 

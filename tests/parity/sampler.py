@@ -223,6 +223,8 @@ def cohere2(rng: random.Random, config: Config) -> None:
 def apertus(rng: random.Random, config: Config) -> None:
     sizes(rng, config)
     rope(rng, config)
+    if config.get("rope_scaling", ...) is None:  # versions of transformers disagree on what that is
+        config["rope_scaling"] = {"rope_type": "default"}
     flags(rng, config, "attention_bias")
     config |= {"hidden_act": "xielu", "pad_token_id": 3}
 

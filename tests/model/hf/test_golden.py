@@ -42,6 +42,8 @@ PADDING = 3
 ROWS, WIDTH = 4, 56
 """Of a batch without a cache: room for two golden rows, or for a prompt and its continuation."""
 ROW = 24
+SHORT = 9
+"""Less than the original length of scalings that the golden rows go past."""
 NEW = 32
 
 
@@ -193,9 +195,13 @@ def test_logits_from_the_cache_are_those_of_the_whole_text(name):
 def test_packed_texts_have_the_logits_they_have_alone(name):
     model = model_of(name)
     first, second = model.golden["tokens"]
-    logits_BTV, _ = whole(model, [[first, second], [second, first]])
-    assert_same_logits(logits_BTV[0, : 2 * ROW], np.concatenate(model.golden["logits"]))
-    assert_same_logits(logits_BTV[1, : 2 * ROW], np.concatenate(model.golden["logits"][::-1]))
+    short = second[:SHORT]
+    logits_BTV, _ = whole(model, [[first, second], [short, first, short], [short]])
+    together, between, alone = logits_BTV[:3, : 2 * ROW]
+    assert_same_logits(together, np.concatenate(model.golden["logits"]))
+    assert_same_logits(between[SHORT : SHORT + ROW], model.golden["logits"][0])
+    for at in (0, SHORT + ROW):
+        assert_same_logits(between[at : at + SHORT], alone[:SHORT, : model.cfg.vocab_size])
 
 
 @pytest.mark.parametrize("name", NAMES)
