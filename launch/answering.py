@@ -12,6 +12,7 @@ from eval.engine import Model, check_ids
 from eval.grading import decode_answer
 from model.decode import DecodeState, advance, start
 from model.sampling import SamplingConfig
+from model.transformer import split_stack
 
 SHOWN_AT_ONCE = 4
 """Tokens between two looks at the text."""
@@ -37,6 +38,21 @@ class Answer(NamedTuple):
 
 Show = Callable[[Sequence[str]], None]
 """Sees what of each row's text is certain so far."""
+
+
+def prepare_to_decode(model: Model) -> Model:
+    """The model laid out for answering and nothing else; the given one's layers are deleted, stack by stack.
+
+    On a CPU each layer gets arrays of its own (`model.transformer.unstack`), which is faster (docs/benchmarks.md).
+    """
+    if jax.default_backend() != "cpu":
+        return model
+    layers = {}
+    for name, stack in model.params["layers"].items():
+        layers[name] = jax.block_until_ready(jax.jit(split_stack)(stack))
+        for leaf in jax.tree.leaves(stack):
+            leaf.delete()
+    return model._replace(params={**model.params, "layers": layers})
 
 
 def answer_rows(

@@ -10,7 +10,7 @@ from data.chat import ChatTemplate
 from data.schema import Turn
 from eval.engine import Model
 from eval.opening import load_model, open_model
-from launch.answering import Answer, AnswerConfig, answer_rows
+from launch.answering import Answer, AnswerConfig, answer_rows, prepare_to_decode
 from launch.runtime import set_up_process
 from model.config import ComputeConfig
 from model.parallel import MeshConfig, make_mesh
@@ -34,7 +34,7 @@ def run_chat(
     chat = opened.need_chat()
     config = config._replace(stop_ids=(*config.stop_ids, *opened.stop_ids))
     with jax.set_mesh(make_mesh(MeshConfig(fsdp=1), devices=jax.devices()[:1])):
-        model = load_model(opened, compute)
+        model = prepare_to_decode(load_model(opened, compute))
         console.print(f"[dim]{HELP}[/]", highlight=False)
         opening: tuple[Turn, ...] = (Turn("system", system),) if system else ()
         turns = opening

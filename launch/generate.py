@@ -8,7 +8,7 @@ from rich.text import Text
 
 from data.schema import Turn
 from eval.opening import load_model, open_model
-from launch.answering import Answer, AnswerConfig, answer_rows
+from launch.answering import Answer, AnswerConfig, answer_rows, prepare_to_decode
 from launch.runtime import set_up_process
 from model.config import ComputeConfig
 from model.parallel import MeshConfig, make_mesh
@@ -58,4 +58,4 @@ def answer_prompts(
     encoded = [chat.encode_prompt((*opening, Turn("user", prompt))) for prompt in prompts]
     config = config._replace(stop_ids=(*config.stop_ids, *opened.stop_ids))
     with jax.set_mesh(make_mesh(MeshConfig(fsdp=1), devices=jax.devices()[:1])):
-        return answer_rows(load_model(opened, compute), opened.tokenizer, encoded, config)
+        return answer_rows(prepare_to_decode(load_model(opened, compute)), opened.tokenizer, encoded, config)

@@ -59,8 +59,7 @@ def run_import(
     count = sum(math.prod(tensor.shape) for tensor in hub.source.tensors)
     padding = f", {cfg.vocab_padding} rows of vocabulary padding" if cfg.vocab_padding else ""
     console.print(
-        f"imported {hub.facts.model_type}: {count:,} parameters in {stored}{padding}, "
-        f"{time.monotonic() - began:.1f} s",
+        f"imported {hub.facts.model_type}: {count:,} parameters in {stored}{padding}, {time.monotonic() - began:.1f} s",
         highlight=False,
         soft_wrap=True,
     )

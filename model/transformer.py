@@ -160,12 +160,13 @@ def unstack(params: Params) -> Params:
     """
     if is_unstacked(params):
         return params
+    return {**params, "layers": {name: split_stack(stack) for name, stack in params["layers"].items()}}
 
-    def split(stack: Params) -> tuple[Params, ...]:
-        count = jax.tree.leaves(stack)[0].shape[0]
-        return tuple(jax.tree.map(lambda leaf: leaf[i], stack) for i in range(count))  # noqa: B023
 
-    return {**params, "layers": {name: split(stack) for name, stack in params["layers"].items()}}
+def split_stack(stack: Params) -> tuple[Params, ...]:
+    """The layers of one stack, each with arrays of its own."""
+    count = jax.tree.leaves(stack)[0].shape[0]
+    return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], stack) for i in range(count))
 
 
 def is_unstacked(params: Params) -> bool:

@@ -6,11 +6,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from hub_folders import TURNS, Folder, spell_bytes, write_folder
 
 from model.hf.family import hub_tensors
 from model.hf.registry import read_model
 from model.hf.shards import FolderWriter, TensorSpec, plan_shards
+from tests.hub_folders import TURNS, Folder, spell_bytes, write_folder
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"

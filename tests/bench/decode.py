@@ -57,6 +57,8 @@ def write_model(folder: Path, sizes: dict[str, int]) -> None:
 
 def open_polytune(folder: Path, prompts_BT: np.ndarray, new: int) -> Callable[[], np.ndarray]:
     """A function that answers the prompts with polytune."""
+    from eval.engine import Model
+    from launch.answering import prepare_to_decode
     from launch.runtime import set_up_process
 
     set_up_process()
@@ -67,12 +69,13 @@ def open_polytune(folder: Path, prompts_BT: np.ndarray, new: int) -> Callable[[]
     from model.decode import generate
     from model.hf.hub import open_hub
     from model.parallel import AxisRules, MeshConfig, make_mesh
-    from model.transformer import unstack
 
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     with jax.set_mesh(mesh):
         hub = open_hub(folder)
-        params = jax.jit(unstack, donate_argnums=0)(hub.load(AxisRules(), dtype=None))
+        params = prepare_to_decode(
+            Model(hub.cfg, AxisRules(), hub.load(AxisRules(), dtype=None), ComputeConfig())
+        ).params
         prompts, lengths = jnp.asarray(prompts_BT), jnp.full(len(prompts_BT), prompts_BT.shape[1])
 
     def answer() -> np.ndarray:

@@ -109,6 +109,14 @@ def decode(cfg, params, tokens_BT, is_given_BT, text_lengths_B):
     return tokens_TB.T, logits_TBV.transpose(1, 0, 2)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _keep_no_programs():
+    """Each takes hundreds of the 65,530 memory maps that Linux lets a process have, and more tests are to come."""
+    yield
+    forward.clear_cache()
+    decode.clear_cache()
+
+
 @functools.cache
 def cached_of(name: str) -> Cached:
     model = model_of(name)
