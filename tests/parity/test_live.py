@@ -5,8 +5,9 @@
 
 import functools
 import os
+import tempfile
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,8 @@ ROUTER_MARGIN = 0.01
 LENGTHS = (20, 40)
 FIRST = int(os.environ.get("PARITY_FIRST_SEED", "0"))
 SEEDS = range(FIRST, FIRST + int(os.environ.get("PARITY_SEEDS", "5")))
+CASES = [(model_type, seed) for model_type in MODEL_TYPES for seed in SEEDS]
+WITH_EXPERTS = [case for case in CASES if "num_experts_per_tok" in draw_config(*case)]
 UNSHARDED = AxisRules(batch=None, embed=None, heads=None, mlp=None, vocab=None, experts=None)
 
 
@@ -53,7 +56,6 @@ class Values(NamedTuple):
 class Live(NamedTuple):
     """One random model, computed by both on the same batch."""
 
-    config: dict[str, Any]
     ours: Values
     theirs: Values
     is_real_BT: np.ndarray
@@ -72,9 +74,8 @@ def compute(cfg: ModelConfig, params: Params, tokens_BT, segments_BT, weights_BT
     return jax.value_and_grad(loss, has_aux=True)(params)
 
 
-@pytest.fixture(scope="module", params=[(name, seed) for name in MODEL_TYPES for seed in SEEDS], ids=str)
-def live(request, tmp_path_factory) -> Live:
-    model_type, seed = request.param
+@functools.cache
+def live_of(model_type: str, seed: int) -> Live:
     config, rng = draw_config(model_type, seed), np.random.default_rng(seed)
     model = reference.build_model(config, seed)
     tokens_BT = draw_clear_tokens(model, rng)
@@ -84,14 +85,11 @@ def live(request, tmp_path_factory) -> Live:
     if has_router(model) and not changes_with_length(read_model(config)[1]):
         segments_BT[1, tokens_BT.shape[1] // 2 :] = 0
     weights_BT *= segments_BT
-    folder = tmp_path_factory.mktemp("hub")
-    reference.save_folder(model, folder, config=config)
-    return Live(
-        config,
-        ours=compute_ours(folder, tokens_BT, segments_BT, weights_BT),
-        theirs=compute_theirs(model, tokens_BT, segments_BT, weights_BT),
-        is_real_BT=segments_BT > 0,
-    )
+    theirs = compute_theirs(model, tokens_BT, segments_BT, weights_BT)
+    with tempfile.TemporaryDirectory() as folder:
+        reference.save_folder(model, Path(folder), config=config)
+        ours = compute_ours(Path(folder), tokens_BT, segments_BT, weights_BT)
+    return Live(ours, theirs, segments_BT > 0)
 
 
 def changes_with_length(cfg: ModelConfig) -> bool:
@@ -140,12 +138,16 @@ def compute_theirs(model: nn.Module, tokens_BT, segments_BT, weights_BT) -> Valu
     )
 
 
-def test_logits_are_the_reference_s(live):
+@pytest.mark.parametrize(("model_type", "seed"), CASES)
+def test_logits_are_the_reference_s(model_type, seed):
+    live = live_of(model_type, seed)
     ours, theirs = live.ours.logits_BTV[live.is_real_BT], live.theirs.logits_BTV[live.is_real_BT]
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=TOLERANCE * max(1.0, np.abs(theirs).max()))
 
 
-def test_the_loss_and_its_gradient_by_every_tensor_are_the_reference_s(live):
+@pytest.mark.parametrize(("model_type", "seed"), CASES)
+def test_the_loss_and_its_gradient_by_every_tensor_are_the_reference_s(model_type, seed):
+    live = live_of(model_type, seed)
     ours, theirs = live.ours.gradients, live.theirs.gradients
     np.testing.assert_allclose(ours.loss, theirs.loss, rtol=TOLERANCE)
     assert set(ours.by_name) == set(theirs.by_name)
@@ -159,7 +161,7 @@ def test_the_loss_and_its_gradient_by_every_tensor_are_the_reference_s(live):
     assert not wrong
 
 
-def test_router_losses_are_the_reference_s(live):
-    if live.theirs.router is None:
-        pytest.skip("no experts")
+@pytest.mark.parametrize(("model_type", "seed"), WITH_EXPERTS)
+def test_router_losses_are_the_reference_s(model_type, seed):
+    live = live_of(model_type, seed)
     np.testing.assert_allclose(live.ours.router, live.theirs.router, rtol=TOLERANCE)
