@@ -32,6 +32,7 @@ def write_hub_tokenizer(
         files = dict(tokenizer.files)
         if chat_template is not None and chat_template != tokenizer.chat_template:
             files[TEMPLATE_FILE] = chat_template.encode()
+            files[CONFIG_FILE] = _without_template(files[CONFIG_FILE])
     elif isinstance(tokenizer, SentencePieceTokenizer):
         files = {BACKEND_FILE: _dump(_describe_pipeline(tokenizer)), CONFIG_FILE: _dump(_describe_tokens(tokenizer))}
         if chat_template is not None:
@@ -54,6 +55,16 @@ def _check_class(tokenizer: Tokenizer, exported: HubTokenizer, model_type: str) 
             f"transformers splits text for model type {model_type} as {exported.class_name}, whatever tokenizer.json "
             f"says, and this tokenizer as {expected}; export the model as another type, such as llama"
         )
+
+
+def _without_template(config: bytes) -> bytes:
+    """`tokenizer_config.json` without the chat template that another one replaces; some readers prefer that place."""
+    table = json.loads(config)
+    return (
+        _dump({key: value for key, value in table.items() if key != "chat_template"})
+        if "chat_template" in table
+        else config
+    )
 
 
 def _describe_tokens(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:

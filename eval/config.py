@@ -22,8 +22,8 @@ class EvalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     tasks: tuple[str, ...]
     """Names of shipped tasks, or paths of task files ending in .yaml."""
     output: str | None = None
-    """Folder for results.json and samples_TASK.jsonl. None: `RUN/eval/STEP`; `runs/NAME/eval/0` for a Hugging Face
-    folder of that name."""
+    """Folder for results.json and samples_TASK.jsonl. None: `RUN/eval/STEP`; `FOLDER/eval/0` for a Hugging Face
+    folder."""
     template: str | None = None
     """Chat template instead of the one that came with the model: a shipped name or a file."""
     data_root: str = "."

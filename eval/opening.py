@@ -15,7 +15,7 @@ from eval.engine import Model
 from model.checkpoint import CheckpointPath, find_checkpoint, load_params, read_meta
 from model.config import ComputeConfig, ModelConfig
 from model.hf.hub import HubModel, is_hub_folder, open_hub, stop_ids_of
-from model.parallel import AxisRules, check_divisible, sharded_sizes, ways
+from model.parallel import AxisRules, check_divisible, padding_for, sharded_sizes
 from model.transformer import Params, abstract
 
 LONGEST = 4096
@@ -76,9 +76,8 @@ def load_model(opened: OpenModel, compute: ComputeConfig) -> Model:
     """
     axes, mesh, cfg = AxisRules(), jax.sharding.get_mesh(), opened.cfg
     if opened.is_padded_freely:
-        cfg = msgspec.structs.replace(cfg, vocab_padding=-cfg.vocab_size % ways(axes.vocab, mesh))
-    vocabulary = {"model.vocab_size + model.vocab_padding": (cfg.padded_vocab, axes.vocab)}
-    check_divisible({**sharded_sizes(cfg, axes), **vocabulary}, mesh)
+        cfg = msgspec.structs.replace(cfg, vocab_padding=padding_for(cfg.vocab_size, axes, mesh))
+    check_divisible(sharded_sizes(cfg, axes), mesh)
     return Model(cfg, axes, opened.load(cfg, axes), compute)
 
 
@@ -146,8 +145,7 @@ def _open_hub(path: Path, template: str | None) -> OpenModel:
         return hub.load(axes, dtype=None, vocab_padding=cfg.vocab_padding)
 
     meta = describe_hub(hub, tokenizer, chat)
-    run_dir = Path("runs") / path.resolve().name
-    return OpenModel(run_dir, 0, hub.cfg, meta, tokenizer, chat, meta["row_length"], load, is_padded_freely=True)
+    return OpenModel(path, 0, hub.cfg, meta, tokenizer, chat, meta["row_length"], load, is_padded_freely=True)
 
 
 def check_vocabulary(tokenizer: Tokenizer, cfg: ModelConfig, where: str | Path) -> None:

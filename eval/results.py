@@ -132,7 +132,10 @@ def read_results(folder: Path) -> dict[str, Any] | None:
 def _identify(built: Mapping[str, Any]) -> tuple[Any, ...]:
     """What two evaluations share if and only if they are of the same checkpoint."""
     config = built.get("config", {})
-    return (config.get("checkpoint"), config.get("step"), built.get("tokenizer_hash"), built.get("chat_template_sha"))
+    return (
+        *(config.get(key) for key in ("checkpoint", "step", "compute")),
+        *(built.get(key) for key in ("tokenizer_hash", "chat_template_sha")),
+    )
 
 
 def _describe(result: TaskResult) -> dict[str, dict[str, Any]]:

@@ -22,12 +22,14 @@ from launch.model_card import write_model_card
 from launch.runtime import set_up_process
 from model.config import ModelConfig
 from model.hf.checkpoints import write_model
-from model.hf.family import Family, constant_tensors, hub_tensors
+from model.hf.family import Family, constant_tensors, hub_tensors, prefixed
 from model.hf.hub import GENERATION_FILE, HubFacts, open_hub, stop_ids_of
 from model.hf.registry import family_of, write_config
 from model.hf.shards import FolderWriter, TensorSpec, building, compare_folder, parse_size, plan_shards
 from model.hf.weights import read_tensors
 from model.parallel import AxisRules, MeshConfig, make_mesh
+
+LARGEST_MULTIPLE = 65536
 
 
 def run_import(
@@ -39,8 +41,12 @@ def run_import(
     left under `out` after an error. Raises what opening the folder raises, and TensorError if `out` is taken.
     """
     began = time.monotonic()
+    if not 1 <= vocab_multiple <= LARGEST_MULTIPLE:
+        raise ValueError(f"--vocab-multiple {vocab_multiple}; give a number from 1 to {LARGEST_MULTIPLE}")
     set_up_process(keep_memory=False)
     hub = open_hub(folder)
+    if dtype is None and hub.holds_float64:
+        raise ValueError(f"{folder} holds float64 tensors, which would be rounded; say to what: --dtype float32")
     tokenizer = load_tokenizer(folder)
     check_vocabulary(tokenizer, hub.cfg, folder)
     chat = _find_chat(tokenizer, template, hub.facts, console)
@@ -63,7 +69,7 @@ def run_import(
         highlight=False,
         soft_wrap=True,
     )
-    console.print(f"wrote {out}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {out}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -86,13 +92,17 @@ def run_export(checkpoint: str, out: str, *, dtype: str | None, max_shard_size: 
         params = opened.load(cfg, AxisRules())
 
         def tensors() -> Iterator[tuple[str, np.ndarray]]:
-            return ((prefix + name, array) for name, array in read_tensors(family, cfg, params, dtypes))
+            return (
+                (prefixed(family, prefix, name), array) for name, array in read_tensors(family, cfg, params, dtypes)
+            )
 
         _write_json(fresh / "config.json", _describe_config(values, family, opened, dtypes))
         _write_json(fresh / GENERATION_FILE, _describe_generation(facts, opened))
         jinja = opened.chat.jinja if opened.chat else None
         write_hub_tokenizer(opened.tokenizer, fresh, chat_template=jinja, model_type=family.model_type)
-        specs = [TensorSpec(prefix + name, shape, dtypes[name]) for name, shape in _list_shapes(family, cfg)]
+        specs = [
+            TensorSpec(prefixed(family, prefix, name), shape, dtypes[name]) for name, shape in _list_shapes(family, cfg)
+        ]
         with FolderWriter(fresh, plan_shards(specs, shard_bytes)) as writer:
             for name, array in tensors():
                 writer.write(name, array)
@@ -104,7 +114,7 @@ def run_export(checkpoint: str, out: str, *, dtype: str | None, max_shard_size: 
         highlight=False,
         soft_wrap=True,
     )
-    console.print(f"wrote {out}", highlight=False, soft_wrap=True)
+    console.print(f"wrote {out}", highlight=False, markup=False, soft_wrap=True)
     return 0
 
 
@@ -134,7 +144,8 @@ def _choose_dtypes(family: Family, cfg: ModelConfig, facts: HubFacts | None, dty
     names = [name for name, _ in _list_shapes(family, cfg)]
     if dtype is not None or facts is None:
         return dict.fromkeys(names, np.dtype(dtype or "float32"))
-    return {name: np.dtype(facts.other_dtypes.get(name, facts.dtype)) for name in names}
+    stored = {name: np.dtype(facts.other_dtypes.get(name, facts.dtype)) for name in names}
+    return {name: np.dtype(np.float32) if each == np.float64 else each for name, each in stored.items()}
 
 
 def _describe_config(
@@ -143,11 +154,12 @@ def _describe_config(
     """config.json: as it came, or as the family writes it, with what the export itself decides."""
     described = {"architectures": [family.architecture], "model_type": family.model_type, **values}
     described["dtype" if "dtype" in values else "torch_dtype"] = str(_main_dtype(dtypes))
-    if opened.meta.get("hub") is None:
+    if opened.meta.get("hub") is None or opened.meta.get("own_tokenizer"):
         described |= {
             "bos_token_id": opened.tokenizer.bos_id, "eos_token_id": opened.stop_ids[0],
             "pad_token_id": opened.tokenizer.pad_id,
-            "max_position_embeddings": opened.max_length, **values,
+            "max_position_embeddings": opened.max_length,
+            **{key: value for key, value in values.items() if not key.endswith("_token_id")},
         }  # fmt: skip
     return described
 
@@ -155,6 +167,8 @@ def _describe_config(
 def _describe_generation(facts: HubFacts | None, opened: OpenModel) -> dict[str, Any]:
     """generation_config.json with every id that ends an answer: without one of them a model talks on."""
     given = dict((facts.generation_config if facts else None) or {})
+    if opened.meta.get("own_tokenizer"):
+        given = {key: value for key, value in given.items() if not key.endswith("_token_id")}
     tokenizer = opened.tokenizer
     described = {
         **({"bos_token_id": tokenizer.bos_id} if tokenizer.bos_id is not None else {}),

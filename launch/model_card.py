@@ -55,7 +55,7 @@ def _training_rows(opened: OpenModel, card: dict[str, Any]) -> list[str]:
     sources = ", ".join(source for source in opened.meta.get("sources", []) if source)
     facts = {
         "recipe": card.get("recipe_name"),
-        "started from": recipe["model"] if isinstance(recipe.get("model"), str) else "random parameters",
+        "started from": Path(recipe["model"]).name if isinstance(recipe.get("model"), str) else "random parameters",
         "steps": opened.step,
         "rows per step": recipe.get("train", {}).get("batch_rows"),
         "row length (tokens)": opened.meta.get("row_length"),

@@ -8,11 +8,14 @@ import jax
 import msgspec
 
 from data.config import TokenizerConfig
+from eval.opening import load_matching_tokenizer
 from launch.config import Recipe, RecipeError
-from model.checkpoint import find_checkpoint, load_params, read_meta
+from model.checkpoint import find_checkpoint, load_params, newest_step, read_meta
 from model.config import ModelConfig
+from model.hf.config_file import read_config_file
 from model.hf.hub import is_hub_folder, open_hub, stop_ids_of
-from model.parallel import AxisRules, ways
+from model.hf.registry import read_model
+from model.parallel import AxisRules, padding_for
 from model.transformer import Params, abstract
 
 
@@ -25,7 +28,7 @@ class Origin(NamedTuple):
     stop_ids: tuple[int, ...]
     """Ids that end an answer besides those that the template knows."""
     load: Callable[[AxisRules], Params] | None
-    """Float32 parameters on the mesh in use; None for random ones."""
+    """Float32 parameters on the mesh in use; None for random ones, or a run's own."""
     meta: dict[str, Any]
     """Kept with every checkpoint: where an export finds the folder's config again."""
 
@@ -33,10 +36,15 @@ class Origin(NamedTuple):
 def open_origin(recipe: Recipe) -> Origin:
     """The start that a recipe's `model` asks for, on the mesh in use; nothing large is read.
 
-    Raises RecipeError for a path that is neither, and what opening a folder or checkpoint raises.
+    A run that has a checkpoint goes on with the model that is in it, whatever has become of its start since. Raises
+    RecipeError for a path that is none, a start that has changed under a run, or a run directory that holds no run; and
+    what opening a folder or checkpoint raises.
     """
+    run_dir = Path(recipe.run.dir)
     if isinstance(recipe.model, ModelConfig):
         return Origin(recipe.model, recipe.tokenizer, (), None, {})
+    if newest_step(run_dir) is not None:
+        return _open_own(run_dir, Path(recipe.model), recipe.tokenizer)
     path = Path(recipe.model)
     if is_hub_folder(path):
         return _open_hub(path, recipe.tokenizer)
@@ -48,29 +56,70 @@ def open_origin(recipe: Recipe) -> Origin:
     return _open_checkpoint(path, recipe.tokenizer)
 
 
+def _open_own(run_dir: Path, start: Path, tokenizer: TokenizerConfig) -> Origin:
+    """The model of the run's own newest checkpoint."""
+    meta = read_meta(find_checkpoint(run_dir))
+    if meta.get("plan_hash") is None:
+        raise RecipeError(
+            f"{run_dir} holds an imported model, not a run; start from it: model={run_dir} and another run.dir"
+        )
+    cfg = msgspec.convert(meta["model"], ModelConfig)
+    if is_hub_folder(start):
+        _, now = read_model(read_config_file(start), origin=str(start / "config.json"))
+        if now != msgspec.structs.replace(cfg, vocab_padding=0):
+            raise RecipeError(
+                f"{start}/config.json is not what {run_dir} was started from; restore it, or use another run.dir"
+            )
+        folder = start
+    else:
+        folder = _tokenizer_of(start) if start.is_dir() else run_dir / "tokenizer"
+    chosen, stop_ids, _ = _choose_tokenizer(tokenizer, folder, tuple(meta["origin_stop_ids"]))
+    kept = {key: meta[key] for key in ("hub", "own_tokenizer", "origin_stop_ids") if key in meta}
+    return Origin(cfg, chosen, stop_ids, None, kept)
+
+
 def _open_hub(path: Path, tokenizer: TokenizerConfig) -> Origin:
     hub = open_hub(path)
-    padding = -hub.cfg.vocab_size % ways(AxisRules().vocab, jax.sharding.get_mesh())
+    padding = padding_for(hub.cfg.vocab_size, AxisRules(), jax.sharding.get_mesh())
     cfg = msgspec.structs.replace(hub.cfg, vocab_padding=padding)
 
     def load(axes: AxisRules) -> Params:
         return hub.load(axes, dtype=jax.numpy.dtype("float32"), vocab_padding=padding)
 
-    meta = {"hub": msgspec.to_builtins(hub.facts)}
-    return Origin(cfg, _with_default_path(tokenizer, path), stop_ids_of(hub.facts), load, meta)
+    own_stop_ids = stop_ids_of(hub.facts)
+    chosen, stop_ids, replaced = _choose_tokenizer(tokenizer, path, own_stop_ids)
+    meta = {"hub": msgspec.to_builtins(hub.facts), "own_tokenizer": replaced}
+    return Origin(cfg, chosen, stop_ids, load, meta | {"origin_stop_ids": list(own_stop_ids)})
 
 
 def _open_checkpoint(path: Path, tokenizer: TokenizerConfig) -> Origin:
     found = find_checkpoint(path)
     meta = read_meta(found)
     cfg = msgspec.convert(meta["model"], ModelConfig)
+    if tokenizer.path is None:
+        load_matching_tokenizer(found, meta)
 
     def load(axes: AxisRules) -> Params:
         return load_params(found, abstract(cfg, axes))
 
-    chosen = _with_default_path(tokenizer, found.run_dir / "tokenizer")
-    return Origin(cfg, chosen, tuple(meta.get("stop_ids", ())), load, {"hub": meta["hub"]} if meta.get("hub") else {})
+    own_stop_ids = tuple(meta.get("stop_ids", ()))
+    chosen, stop_ids, replaced = _choose_tokenizer(tokenizer, found.run_dir / "tokenizer", own_stop_ids)
+    replaced = replaced or meta.get("own_tokenizer", False)
+    kept: dict[str, Any] = {"own_tokenizer": replaced, "origin_stop_ids": list(own_stop_ids)}
+    return Origin(cfg, chosen, stop_ids, load, kept | ({"hub": meta["hub"]} if meta.get("hub") else {}))
 
 
-def _with_default_path(tokenizer: TokenizerConfig, path: Path) -> TokenizerConfig:
-    return tokenizer if tokenizer.path else msgspec.structs.replace(tokenizer, path=str(path))
+def _choose_tokenizer(
+    tokenizer: TokenizerConfig, folder: Path, stop_ids: tuple[int, ...]
+) -> tuple[TokenizerConfig, tuple[int, ...], bool]:
+    """The tokenizer and stop ids of a run, and whether it is another one than the model's own.
+
+    None of the model's ids means anything to another tokenizer.
+    """
+    if tokenizer.path is None or Path(tokenizer.path).resolve() == folder.resolve():
+        return msgspec.structs.replace(tokenizer, path=str(folder)), stop_ids, False
+    return tokenizer, (), True
+
+
+def _tokenizer_of(path: Path) -> Path:
+    return find_checkpoint(path).run_dir / "tokenizer"

@@ -89,7 +89,7 @@ def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
     """Everything the loop needs, decided before the first step."""
     model_config = resolve_model(origin.cfg, prepared.tokenizer)
     axes = AxisRules()
-    check_divisible({"vocabulary (model.vocab_size)": (model_config.padded_vocab, axes.vocab)}, jax.sharding.get_mesh())
+    check_divisible(sharded_sizes(model_config, axes), jax.sharding.get_mesh())
     largest = int(prepared.dataset.tokens.max())
     if largest >= model_config.vocab_size:
         raise RecipeError(

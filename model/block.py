@@ -192,8 +192,8 @@ def final_norm(cfg: ModelConfig) -> Norm:
 
 
 def head_of(cfg: ModelConfig, axes: AxisRules) -> Einsum:
-    """The head of a config whose head is not tied."""
+    """The head of a config whose head is not tied; its logits are accumulated in float32."""
     return Einsum(
         "BTD,DV->BTV", (cfg.dim, cfg.padded_vocab), cfg.dim**-0.5, axes.spec("embed", "vocab"),
-        axes.spec("batch", None, "vocab"),
+        axes.spec("batch", None, "vocab"), out_dtype=jnp.dtype("float32"),
     )  # fmt: skip

@@ -40,12 +40,13 @@ class Einsum(nn.Module):
     weight_spec: PartitionSpec
     out_spec: PartitionSpec
     bias: bool = False
+    out_dtype: jnp.dtype | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T ..."]) -> Float[Array, "B T ..."]:
-        """The contraction, in x's dtype."""
+        """The contraction, in x's dtype unless `out_dtype` says otherwise."""
         weight = self.param("weight", normal_initializer(self.std, self.weight_spec), self.shape)
-        out = contract(self.equation, x, weight.astype(x.dtype), out_spec=self.out_spec)
+        out = contract(self.equation, x, weight.astype(x.dtype), out_spec=self.out_spec, dtype=self.out_dtype)
         if not self.bias:
             return out
         bias = self.param("bias", constant_initializer(0.0, PartitionSpec(*self.out_spec[2:])), out.shape[2:])

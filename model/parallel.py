@@ -65,6 +65,11 @@ def ways(axes: MeshAxes, mesh: Any) -> int:
     return math.prod(mesh.shape[name] for name in names)
 
 
+def padding_for(vocab_size: int, axes: AxisRules, mesh: Any) -> int:
+    """Rows to add to a vocabulary so that this mesh divides it, and meshes of 1, 2, 4 and 8 ways do too."""
+    return -vocab_size % math.lcm(8, ways(axes.vocab, mesh))
+
+
 def sharded_sizes(cfg: ModelConfig, axes: AxisRules) -> dict[str, tuple[int, MeshAxes]]:
     """The sizes of a model that a mesh must divide, as `check_divisible` takes them."""
     sizes: dict[str, tuple[int, MeshAxes]] = {
@@ -72,6 +77,10 @@ def sharded_sizes(cfg: ModelConfig, axes: AxisRules) -> dict[str, tuple[int, Mes
         "model.num_kv_heads": (cfg.num_kv_heads, axes.heads),
         "model.mlp_dim": (cfg.mlp_dim, axes.mlp),
     }
+    if cfg.vocab_size:
+        # Padding is decided when a model is imported; one that starts from a folder has what its first mesh needs.
+        name = "model.vocab_size + model.vocab_padding (polytune import --vocab-multiple)"
+        sizes[name] = (cfg.padded_vocab, axes.vocab)
     if cfg.experts is not None:
         sizes["model.experts.num_experts"] = (cfg.experts.num_experts, axes.experts)
         sizes["model.experts.dim"] = (cfg.experts.dim, axes.mlp)

@@ -17,13 +17,20 @@ class SamplingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Logits of tokens in the prompt or the answer so far are divided by this if positive, multiplied if not.
     Source: arXiv:1909.05858, section 4.1."""
     temperature: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    """Logits are divided by this. 0: greedy, and the filters below change nothing."""
+    """Logits are divided by this. 0: greedy, and no filter below may be given."""
     top_k: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Only the k likeliest; 0: all."""
     top_p: Annotated[float, msgspec.Meta(gt=0, le=1)] = 1.0
     """Only the smallest set of likeliest tokens whose probabilities reach p. Source: arXiv:1904.09751."""
     min_p: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.0
     """Only tokens at least p times as likely as the likeliest. Source: arXiv:2407.01082."""
+
+    def __post_init__(self):
+        if self.temperature == 0 and (self.top_k or self.top_p < 1 or self.min_p):
+            raise ValueError(
+                "top_k, top_p and min_p choose what is drawn from, but temperature 0 draws nothing; give a temperature "
+                "above 0, e.g. 0.7"
+            )
 
 
 def choose(

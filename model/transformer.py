@@ -268,7 +268,7 @@ def _logits(cfg: ModelConfig, axes: AxisRules, params: Params, x_BTD, at_BK):
     if cfg.tied_head:
         logits_BTV = run(embedding_of(cfg, axes), params["embedding"], x_BTD, method="decode")
     else:
-        logits_BTV = run(head_of(cfg, axes), params["head"], x_BTD).astype(jnp.float32)
+        logits_BTV = run(head_of(cfg, axes), params["head"], x_BTD)
     if cfg.logit_scale != 1.0:
         logits_BTV = logits_BTV * cfg.logit_scale
     logits_BTV = soft_cap(logits_BTV, cfg.final_softcap)

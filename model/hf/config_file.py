@@ -152,7 +152,7 @@ def read_config_file(folder: Path) -> dict[str, Any]:
     """The values in a folder's config.json. Raises FamilyError if there is none, or it is no JSON object."""
     path = folder / "config.json"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise FamilyError(
             f"cannot read {path} ({error.strerror}); give a Hugging Face model folder, with config.json, safetensors "

@@ -50,9 +50,18 @@ class HubModel(NamedTuple):
 
     @property
     def widest_dtype(self) -> np.dtype:
-        """A dtype that holds every tensor exactly."""
-        found = {np.dtype(self.facts.dtype), *map(np.dtype, self.facts.other_dtypes.values())}
-        return found.pop() if len(found) == 1 else np.dtype(np.float32)
+        """A dtype that holds every tensor exactly; float32 if some are float64, which parameters never are."""
+        found = self._dtypes
+        return found.pop() if len(found) == 1 and not self.holds_float64 else np.dtype(np.float32)
+
+    @property
+    def holds_float64(self) -> bool:
+        """Whether any tensor is wider than parameters can be."""
+        return np.dtype(np.float64) in self._dtypes
+
+    @property
+    def _dtypes(self) -> set[np.dtype]:
+        return {np.dtype(self.facts.dtype), *map(np.dtype, self.facts.other_dtypes.values())}
 
 
 def is_hub_folder(path: str | Path) -> bool:
@@ -93,8 +102,12 @@ def stop_ids_of(facts: HubFacts) -> tuple[int, ...]:
     """Every id that ends a generation: `eos_token_id` of generation_config.json, or of config.json without one."""
     for values in (facts.generation_config or {}, facts.config):
         given = values.get("eos_token_id")
-        if given is not None:
-            return tuple(given) if isinstance(given, list) else (given,)
+        if given is None:
+            continue
+        ids = given if isinstance(given, list) else [given]
+        if not all(type(token) is int and 0 <= token < 2**31 for token in ids):
+            raise FamilyError(f"eos_token_id is {given!r} in config.json or generation_config.json; it should be an id")
+        return tuple(ids)
     return ()
 
 

@@ -214,8 +214,9 @@ def building(place: str | Path) -> Iterator[Path]:
     place.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{place.name}.unfinished-"
     for stale in [path for path in place.parent.iterdir() if path.name.startswith(prefix)]:
-        shutil.rmtree(stale, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=prefix) as scratch:
+        if not _is_alive(stale.name.removeprefix(prefix).partition("-")[0]):
+            shutil.rmtree(stale, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=f"{prefix}{os.getpid()}-") as scratch:
         fresh = Path(scratch) / "new"  # with the usual permissions; the temporary folder is its owner's alone
         fresh.mkdir()
         yield fresh
@@ -223,6 +224,17 @@ def building(place: str | Path) -> Iterator[Path]:
         _sync_folder(fresh)
         fresh.rename(place)
         _sync_folder(place.parent)
+
+
+def _is_alive(process: str) -> bool:
+    """Whether the process that left a folder still runs, on this machine."""
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:  # someone else's
+        return True
+    return True
 
 
 def _holds(stored: StoredTensor, array: np.ndarray) -> bool:

@@ -1,6 +1,7 @@
 """`polytune import` and `export` as a user runs them: what comes out, and what is left after an error."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ mesh: {{fsdp: 4, tensor: 2}}
     name = "model.layers.0.self_attn.q_proj.weight"
     assert after.dtype(name) == before.dtype(name)
     assert not np.array_equal(after.read(name), before.read(name))
-    assert answers(tmp_path / "run")
+    assert answers(tmp_path / "run") != answers(hub)
 
 
 def test_a_folder_is_evaluated_without_being_imported(hub, tmp_path):
@@ -165,3 +166,92 @@ def cut(path):
 
 def edit(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+RECIPE = """
+run: {{dir: {run}}}
+model: {model}
+data:
+  sources: [{{kind: cldr, languages: [en], tasks: [weekday_after], facts: 3}}]
+  packing: {{row_length: 256}}
+optim: {{learning_rate: 1e-2, warmup_steps: 1}}
+train: {{steps: {steps}, batch_rows: 8, tensorboard: false}}
+checkpoint: {{save_every: 2}}
+"""
+
+
+def write_recipe(tmp_path, *, model, steps=4):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE.format(run=tmp_path / "run", model=model, steps=steps))
+    return path
+
+
+def forget_last_step(run):
+    shutil.rmtree(run / "checkpoints" / "4")
+
+
+def test_a_run_goes_on_with_its_own_model_when_its_start_has_changed_or_gone(tmp_path):
+    """Reading the folder again on resume would swap the architecture under half-trained parameters."""
+    folder, run = write_hub_model(tmp_path / "hub"), tmp_path / "run"
+    recipe = write_recipe(tmp_path, model=folder)
+    run_polytune("train", recipe)
+    kept = (folder / "config.json").read_text()
+    forget_last_step(run)
+    edit(folder / "config.json", rope_theta=500.0)
+    done = run_polytune("train", recipe, check=False)
+    assert done.returncode == 2
+    assert "is not what" in done.stderr and "was started from" in done.stderr
+    (folder / "config.json").write_text(kept)
+    folder.rename(tmp_path / "moved")
+    assert "resumed from checkpoint 2" in run_polytune("train", recipe).stdout
+
+
+def test_a_run_from_a_folder_goes_on_on_another_mesh(tmp_path):
+    """Padding the vocabulary by the mesh of the day would make the checkpoint another model's."""
+    folder = write_hub_model(tmp_path / "hub", vocab_size=271)
+    recipe = write_recipe(tmp_path, model=folder)
+    run_polytune("train", recipe, "mesh.fsdp=2", devices=2)
+    forget_last_step(tmp_path / "run")
+    done = run_polytune("train", recipe, "mesh.fsdp=1", "mesh.tensor=2", devices=2)
+    assert "resumed from checkpoint 2" in done.stdout
+
+
+def test_training_into_an_imported_model_s_folder_says_what_to_do(imported, tmp_path):
+    shutil.copytree(imported, tmp_path / "run")
+    done = run_polytune("train", write_recipe(tmp_path, model=tmp_path / "run"), check=False)
+    assert done.returncode == 2
+    assert "holds an imported model, not a run" in done.stderr
+    assert not (tmp_path / "run" / "plan").exists()
+
+
+def test_stop_ids_of_a_model_mean_nothing_to_another_tokenizer(hub, tmp_path):
+    """Its end of turn may be any piece of text there, and answers would end in the middle of a word."""
+    folder = write_hub_model(tmp_path / "hub", vocab_size=400)
+    source = tmp_path / "other"
+    run_polytune("train", write_recipe(tmp_path, model="{num_layers: 1, dim: 16, num_heads: 2, num_kv_heads: 1, "
+                 "head_dim: 8, mlp_dim: 16}", steps=2), "tokenizer.vocab_size=380", f"run.dir={source}")  # fmt: skip
+    recipe = write_recipe(tmp_path, model=folder, steps=2)
+    run_polytune("train", recipe, f"tokenizer.path={source / 'tokenizer'}")
+    run_polytune("export", tmp_path / "run", tmp_path / "out")
+    tokenizer = load_tokenizer(source / "tokenizer")
+    for name in ("generation_config.json", "config.json"):
+        written = json.loads((tmp_path / "out" / name).read_text())
+        assert written["eos_token_id"] in (tokenizer.eos_id, [tokenizer.eos_id])
+        assert written["pad_token_id"] == tokenizer.pad_id
+
+
+@pytest.mark.parametrize("multiple", [0, -64, 10**8])
+def test_a_vocabulary_multiple_that_makes_no_sense_is_refused(hub, tmp_path, multiple):
+    done = run_polytune("import", hub, tmp_path / "out", "--vocab-multiple", multiple, check=False)
+    assert done.returncode == 2
+    assert f"--vocab-multiple {multiple}" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("eos", [[[266]], {"a": 1}, "<|im_end|>", -1, True, 266.5])
+def test_stop_ids_that_are_no_ids_are_refused(tmp_path, eos):
+    folder = write_hub_model(tmp_path / "hub")
+    edit(folder / "generation_config.json", eos_token_id=eos)
+    done = run_polytune("generate", folder, "--prompt", "hello", check=False)
+    assert done.returncode == 2
+    assert "eos_token_id" in done.stderr and "Traceback" not in done.stderr

@@ -53,6 +53,11 @@ def test_draws_follow_what_is_left_of_the_distribution():
     np.testing.assert_allclose(share, [0.625, 0.375, 0], atol=0.02)
 
 
-def test_greedy_takes_the_likeliest_whatever_the_filters_say():
-    config = SamplingConfig(top_k=1, top_p=0.1, min_p=0.9)
-    assert choose(LOGITS, jax.random.key(0), config, None).tolist() == [0, 2]
+def test_greedy_takes_the_likeliest():
+    assert choose(LOGITS, jax.random.key(0), SamplingConfig(), None).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("fields", [{"top_k": 5}, {"top_p": 0.9}, {"min_p": 0.1}])
+def test_a_filter_without_a_temperature_is_refused_not_ignored(fields):
+    with pytest.raises(ValueError, match="temperature 0 draws nothing"):
+        SamplingConfig(**fields)
