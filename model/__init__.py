@@ -5,7 +5,8 @@ Shape legend, for the whole project. Arrays end in `_` and one capital letter pe
     B batch            T query length     S key length       D model width
     N query heads      K kv heads         G = N / K          H head dimension
     F mlp width        E experts          V vocabulary       L layers
-    M microbatches     R languages        C choices
+    M microbatches     R languages        C choices, or chosen experts
+    P tokens sorted by expert
 
 Einsum letters are the suffix letters: `jnp.einsum("BTD,DNH->BTNH", x_BTD, wq_DNH)`.
 

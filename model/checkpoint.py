@@ -14,7 +14,6 @@ from orbax.checkpoint import v1 as ocp
 
 from model.transformer import Params
 
-ITEMS = ("params", "opt_state", "data", "meta")
 FORMAT = 2
 _COMMITTED = "commit_success.txt"
 

@@ -86,14 +86,14 @@ def open_hub(path: str | Path) -> HubModel:
     for name, stored in source.stored_names.items():
         sizes[dtypes[name]] = sizes.get(dtypes[name], 0) + folder.stored(stored).size_bytes
     most = max(sizes, key=lambda each: sizes[each])
-    prefixed = any(stored != name for name, stored in source.stored_names.items())
+    has_prefix = any(stored != name for name, stored in source.stored_names.items())
     facts = HubFacts(
         model_type=family.model_type,
         config=values,
         generation_config=_read_generation_config(path),
         dtype=most,
         other_dtypes={name: dtype for name, dtype in dtypes.items() if dtype != most},
-        prefix=family.optional_prefix if prefixed else "",
+        prefix=family.optional_prefix if has_prefix else "",
     )
     return HubModel(path, family, cfg, facts, source)
 
