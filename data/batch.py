@@ -8,7 +8,7 @@ from jaxtyping import Float32, Int32
 
 
 class Role(enum.IntEnum):
-    """Who a token belongs to. `HEADER` is template scaffolding (BOS, role tokens); `PAD` is nobody."""
+    """Who a token belongs to. `HEADER` is template scaffolding (BOS, role tokens); `TEXT` a text by itself; `PAD` is nobody."""
 
     PAD = 0
     HEADER = 1
@@ -16,6 +16,7 @@ class Role(enum.IntEnum):
     USER = 3
     ASSISTANT = 4
     TOOL = 5
+    TEXT = 6
 
 
 class Batch(NamedTuple):

@@ -22,9 +22,9 @@ from babel.dates import format_date
 from babel.languages import get_official_languages
 from babel.numbers import format_decimal, get_territory_currencies
 
-from data.config import CldrSource
 from data.phrasebook import Phrasings, choose_languages, choose_names, phrase_languages, read_phrases
 from data.schema import Conversation, Turn
+from data.source_config import CldrSource
 
 # Legal tender changes: without a date, babel would answer with the day's, and a run could not be repeated.
 CURRENCY_DATE = datetime.date(2025, 1, 1)

@@ -9,8 +9,8 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from data import languages
-from data.config import JsonlSource, LanguageRule, MessageTemplate
 from data.schema import DataError, Turn
+from data.source_config import FileSource, LanguageRule, MessageTemplate
 
 FUNCTIONS = {"language_name": languages.own_name, "english_name": languages.english_name}
 """What templates can call besides Jinja's own filters."""
@@ -34,7 +34,7 @@ class CompiledMapping(NamedTuple):
     place: str
 
 
-def compile_mapping(source: JsonlSource, place: str) -> CompiledMapping:
+def compile_mapping(source: FileSource, place: str) -> CompiledMapping:
     """Returns the source's templates compiled. Raises DataError naming the recipe's key, e.g.
     `data.sources.2.messages.0.content`, for a template that is no Jinja."""
     environment = ImmutableSandboxedEnvironment(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.config import MixtureConfig
+from data.mixture_config import MixtureConfig
 from data.schema import DataError
 
 # Draw shares are integers of this many bits, so quotas are exact integer arithmetic on every platform.

@@ -23,11 +23,12 @@ from data.chat import (
     read_saved_date,
     save_chat,
 )
-from data.config import DataConfig, JsonlSource, TokenizerConfig, TreeSource
+from data.config import DataConfig, TokenizerConfig
 from data.dataset import Dataset, encode_dataset, read_dataset, write_dataset
 from data.jsonl import find_files
 from data.plan import Plan, build_plan, read_plan, write_plan
 from data.schema import Conversation, DataError
+from data.source_config import FileSource, TreeSource
 from data.sources import load_sources
 from data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -121,7 +122,7 @@ def fingerprint_inputs(
     files = []
     root = Path(config.root)
     for source in config.sources:
-        if isinstance(source, JsonlSource | TreeSource):
+        if isinstance(source, FileSource | TreeSource):
             files += [_stamp(path, root) for path in find_files(source.path, root)]
     if tokenizer_config.path is not None:
         files += [_stamp(path, root) for path in _list_tokenizer_files(Path(tokenizer_config.path))]

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from data.config import ProceduralSource
 from data.phrasebook import Phrasings, Split, choose_languages, choose_names, read_phrases
 from data.schema import Conversation, DataError, Turn
+from data.source_config import ProceduralSource
 
 ALPHABET = "abcdefghijkl"
 MIN_LETTERS = 4

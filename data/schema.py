@@ -4,10 +4,20 @@ import msgspec
 
 
 class Turn(msgspec.Struct, frozen=True):
-    """One message. `role` is system, user, assistant or tool."""
+    """One message. `role` is system, user, assistant or tool; `text` for a text without a conversation, by itself."""
 
     role: str
     content: str
+    train: bool | None = None
+    """The row's own word on whether this turn is trained; None: the source's loss policy decides."""
+    thoughts: str = ""
+    """What the assistant thought before it answered (`reasoning_content`), apart from the content."""
+    tool_calls: str = ""
+    """JSON text of the list of an assistant's calls, each `{"type": "function", "function": {"name", "arguments"}}`."""
+    tool_call_id: str = ""
+    """Which call a tool turn answers."""
+    name: str = ""
+    """Of the tool that answers."""
 
 
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
@@ -25,9 +35,13 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     """What is asked: `month_name`, `rewrite`, `translation` ... free text, used to group results."""
     id: str = ""
     """Stable within its source: file and line for files, the fact and phrasing for embedded data."""
+    tools: str = ""
+    """JSON text of the list of tools the assistant may call, as templates are given it; "" for none."""
 
 
 ROLES = ("system", "user", "assistant", "tool")
+TEXT_ROLE = "text"
+"""Role of the only turn of a conversation that is a plain text: no template, every token trained."""
 
 
 class DataError(ValueError):

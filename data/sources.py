@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from data.bad_rows import BadRows
-from data.config import CldrSource, DataConfig, JsonlSource, ProceduralSource, Source, TreeSource
+from data.config import DataConfig
 from data.jsonl import Row, find_files, note_bad, read_rows
 from data.mapping import (
     CompiledMapping,
@@ -17,6 +17,7 @@ from data.mapping import (
     render_turns,
 )
 from data.schema import Conversation, DataError
+from data.source_config import CldrSource, FileSource, ProceduralSource, Source, TreeSource
 from data.trees import load_trees
 
 
@@ -35,9 +36,9 @@ def check_sources(sources: tuple[Source, ...]) -> None:
         places[source.name] = place
         if isinstance(source, CldrSource | ProceduralSource) and source.split == "heldout":
             raise DataError(f"{place}.split is heldout: it is kept for evaluation; train on split: train")
-        if isinstance(source, JsonlSource | TreeSource):
+        if isinstance(source, FileSource | TreeSource):
             check_language_rule(source.language, f"{place}.language")
-        if isinstance(source, JsonlSource):
+        if isinstance(source, FileSource):
             compile_mapping(source, place)
 
 
@@ -62,7 +63,7 @@ def load_source(source: Source, *, root: Path, bad_rows: BadRows, place: str = "
     `bad_rows`, if a file is missing or empty, or nothing of the source is left.
     """
     loaders: dict[type, Callable[..., list[Conversation]]] = {
-        JsonlSource: load_jsonl,
+        FileSource: load_jsonl,
         TreeSource: _load_trees,
         CldrSource: _load_cldr,
         ProceduralSource: _load_procedural,
@@ -75,7 +76,7 @@ def load_source(source: Source, *, root: Path, bad_rows: BadRows, place: str = "
     return conversations
 
 
-def load_jsonl(source: JsonlSource, *, root: Path, bad_rows: BadRows, place: str) -> list[Conversation]:
+def load_jsonl(source: FileSource, *, root: Path, bad_rows: BadRows, place: str) -> list[Conversation]:
     """Returns the rows of JSON Lines files that pass `where`, mapped to conversations; at most `limit`,
     evenly spaced over all of them. Every row is mapped, so a bad one is found wherever it stands."""
     mapping = compile_mapping(source, place)
@@ -90,7 +91,7 @@ def load_jsonl(source: JsonlSource, *, root: Path, bad_rows: BadRows, place: str
     return [conversations[index * len(conversations) // source.limit] for index in range(source.limit)]
 
 
-def _map_row(row: Row, source: JsonlSource, *, mapping: CompiledMapping, bad_rows: BadRows) -> Conversation | None:
+def _map_row(row: Row, source: FileSource, *, mapping: CompiledMapping, bad_rows: BadRows) -> Conversation | None:
     language = ""
     try:
         language = find_language(source.language, row=row.fields, file_name=Path(row.file).name)

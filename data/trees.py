@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.bad_rows import BadRows
-from data.config import TreeSource
 from data.jsonl import Row, find_files, note_bad, read_rows
 from data.mapping import check_turn, find_language
 from data.schema import Conversation, DataError, Turn
+from data.source_config import TreeSource
 
 # Reasons for leaving a message out, as they stand in `BadRows.left_out`.
 NOT_BEST, UNANSWERED, BELOW_BAD = "not on the best path", "no answer", "below a bad message"

@@ -16,9 +16,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from data.bad_rows import BadRows
-from data.config import CldrSource, JsonlSource, ProceduralSource, Source, TreeSource
 from data.jsonl import find_files
 from data.schema import Conversation, DataError
+from data.source_config import CldrSource, FileSource, ProceduralSource, Source, TreeSource
 from data.sources import load_source
 from eval.config import EvalError
 
@@ -150,7 +150,7 @@ def load_documents(task: TaskConfig, *, data_root: Path) -> list[Document]:
     """
     documents: list[Document] = []
     for source in task.sources:
-        if isinstance(source, JsonlSource | TreeSource):
+        if isinstance(source, FileSource | TreeSource):
             _check_file(task.name, source.path, data_root)
         options = task.options if isinstance(task, ChoiceTask) else ()
         documents += _load_documents(source, options, data_root)
@@ -187,7 +187,7 @@ def _load_documents(source: Source, options: Sequence[str], root: Path) -> list[
     conversations = _load(source, root)
     if not options:
         return [Document(conversation) for conversation in conversations]
-    if isinstance(source, JsonlSource):
+    if isinstance(source, FileSource):
         rendered = [[c.turns[-1].content for c in _load(_with_answer(source, option), root)] for option in options]
     else:
         rendered = [[option] * len(conversations) for option in options]
@@ -201,7 +201,7 @@ def _load(source: Source, root: Path) -> list[Conversation]:
     return load_source(source, root=root, bad_rows=BadRows("error"))
 
 
-def _with_answer(source: JsonlSource, template: str) -> JsonlSource:
+def _with_answer(source: FileSource, template: str) -> FileSource:
     """The source with another template for its last message: how an option is rendered from a row."""
     last = source.messages[-1]
     if last.role != "assistant" or last.each is not None:

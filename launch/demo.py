@@ -15,13 +15,13 @@ from msgspec.structs import replace
 from rich.console import Console
 
 from data.cldr import cldr_conversations
-from data.config import CldrSource, ProceduralSource
 from data.dataset import read_dataset
 from data.languages import own_name
 from data.pipeline import make_batch
 from data.plan import read_plan
 from data.procedural import ignore_rule_answer, procedural_conversations
 from data.schema import Conversation
+from data.source_config import CldrSource, ProceduralSource
 from eval.report import write_report
 from launch.answering import AnswerConfig
 from launch.config import Recipe, RecipeError

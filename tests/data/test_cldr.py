@@ -12,10 +12,10 @@ from babel import Locale
 
 from data import cldr
 from data.cldr import choose_facts, cldr_conversations, cldr_languages, cldr_tasks
-from data.config import CldrSource
 from data.languages import is_rtl, script_of, standardize
 from data.phrasebook import read_phrases
 from data.schema import DataError
+from data.source_config import CldrSource
 
 ALL_FACTS = 80
 PROCEDURAL = ("rewrite", "copy", "reverse", "sort")

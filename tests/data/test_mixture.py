@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.config import MixtureConfig
 from data.mixture import (
     MAX_DRAWS,
     SHARE_BITS,
@@ -14,6 +13,7 @@ from data.mixture import (
     draw_shares,
     quotas_through,
 )
+from data.mixture_config import MixtureConfig
 from data.schema import DataError
 
 

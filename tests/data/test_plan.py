@@ -11,10 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.config import DataConfig, JsonlSource, LanguageRule, MixtureConfig, PackingConfig
+from data.config import DataConfig, PackingConfig
 from data.dataset import Dataset, DatasetFacts, Dropped, hash_dataset
+from data.mixture_config import MixtureConfig
 from data.plan import build_plan, read_plan, tabulate, write_plan
 from data.schema import DataError
+from data.source_config import FileSource, LanguageRule
 
 
 def make_dataset(groups, *, dropped=()):
@@ -52,7 +54,7 @@ def make_dataset(groups, *, dropped=()):
 
 def make_config(*names, weights=None, packing=None, **mixture):
     sources = tuple(
-        JsonlSource(
+        FileSource(
             name=name,
             path="x",
             messages=(),

@@ -10,18 +10,12 @@ import pytest
 
 from data import prepare as preparing
 from data.chat import SHIPPED, load_chat, save_chat
-from data.config import (
-    DataConfig,
-    JsonlSource,
-    LanguageRule,
-    MessageTemplate,
-    MixtureConfig,
-    PackingConfig,
-    TokenizerConfig,
-)
+from data.config import DataConfig, PackingConfig, TokenizerConfig
+from data.mixture_config import MixtureConfig
 from data.pipeline import make_batches
 from data.prepare import fingerprint_inputs, prepare
 from data.schema import DataError
+from data.source_config import FileSource, LanguageRule, MessageTemplate
 from data.tokenizer import save_tokenizer, train_tokenizer
 
 TOKENIZER = TokenizerConfig(vocab_size=320)
@@ -39,7 +33,7 @@ def write_rows(folder, *, count=40, extra=()):
 
 
 def make_config(root, **fields):
-    source = JsonlSource(
+    source = FileSource(
         name="sums",
         path="rows.jsonl",
         messages=(

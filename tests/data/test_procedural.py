@@ -5,7 +5,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.config import ProceduralSource
 from data.phrasebook import phrase_languages
 from data.procedural import (
     ALPHABET,
@@ -20,6 +19,7 @@ from data.procedural import (
     spell,
 )
 from data.schema import Conversation, DataError, Turn
+from data.source_config import ProceduralSource
 
 LETTERS = st.text(alphabet=ALPHABET, max_size=8)
 SIDE = st.text(alphabet=ALPHABET, min_size=1, max_size=3)

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.bad_rows import BadRows, write_bad_rows
-from data.config import DataConfig, JsonlSource, TreeSource
+from data.config import DataConfig
 from data.schema import DataError, Turn
+from data.source_config import FileSource, TreeSource
 from data.sources import check_sources, load_source, load_sources
 
 QA = [{"role": "user", "content": "{{ q }}"}, {"role": "assistant", "content": "{{ a }}"}]
@@ -18,7 +19,7 @@ GOOD = {"q": "Q", "a": "A", "lang": "en"}
 
 def jsonl(**changes):
     fields = {"name": "s", "path": "rows.jsonl", "language": {"field": "lang"}, "messages": QA}
-    return msgspec.convert({"kind": "jsonl"} | fields | changes, JsonlSource)
+    return msgspec.convert({"kind": "files"} | fields | changes, FileSource)
 
 
 def write(folder: Path, *rows: object, name: str = "rows.jsonl") -> None:

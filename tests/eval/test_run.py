@@ -11,10 +11,11 @@ import pytest
 
 from data.chat import load_chat, save_chat
 from data.cldr import cldr_conversations
-from data.config import CldrSource, ProceduralSource, TokenizerConfig
+from data.config import TokenizerConfig
 from data.control_template import template_hash
 from data.procedural import procedural_conversations
 from data.schema import DataError
+from data.source_config import CldrSource, ProceduralSource
 from data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from eval.config import EvalConfig, EvalError
 from eval.run import main, run_eval

@@ -6,8 +6,8 @@ import msgspec
 import pytest
 
 from data.cldr import cldr_conversations
-from data.config import CldrSource, JsonlSource, ProceduralSource
 from data.schema import DataError
+from data.source_config import CldrSource, FileSource, ProceduralSource
 from eval.config import EvalConfig, EvalError
 from eval.task import ChoiceTask, decode_task, follow_recipe, list_tasks, load_documents, load_task, thin_out
 
@@ -21,7 +21,7 @@ kind: choice
 name: topic
 version: 3
 sources:
-  - kind: jsonl
+  - kind: files
     name: topics
     path: rows.jsonl
     language: {field: lang}
@@ -188,7 +188,7 @@ def test_mgsm_questions_begin_as_in_the_worked_examples(tmp_path):
 
 def test_options_are_rendered_by_the_source_they_belong_to():
     (source,) = load_task("xcopa").sources
-    assert isinstance(source, JsonlSource) and source.messages[-1].role == "assistant"
+    assert isinstance(source, FileSource) and source.messages[-1].role == "assistant"
 
 
 @pytest.mark.realdata

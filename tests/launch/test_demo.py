@@ -7,8 +7,8 @@ import pytest
 from rich.console import Console
 
 from data.cldr import cldr_conversations
-from data.config import CldrSource, ProceduralSource
 from data.procedural import ignore_rule_answer
+from data.source_config import CldrSource, ProceduralSource
 from launch.config import RecipeError
 from launch.demo import DEMO_MARK, DemoError, audit_resume, clear_old_demo, pick_kill_step, pick_prompts
 from launch.recipe import load_recipe

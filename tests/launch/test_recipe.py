@@ -8,7 +8,9 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from data.config import CldrSource, DataConfig, JsonlSource, LanguageRule, MessageTemplate, MixtureConfig
+from data.config import DataConfig
+from data.mixture_config import MixtureConfig
+from data.source_config import CldrSource, FileSource, LanguageRule, MessageTemplate
 from launch.config import FREE_TO_CHANGE, Recipe, RecipeError, RunConfig
 from launch.recipe import (
     check_same_run,
@@ -27,7 +29,7 @@ model: {num_layers: 4, dim: 128, num_heads: 4, num_kv_heads: 2, head_dim: 32, ml
 data:
   sources:
     - {kind: cldr, languages: [no, sw]}
-    - kind: jsonl
+    - kind: files
       name: qa
       path: "*.jsonl"
       language: {field: lang}
@@ -62,7 +64,7 @@ def test_yaml_is_1_2(recipe_file):
     assert recipe.data.sources[0] == CldrSource(languages=("no", "sw"))
     assert recipe.data.mixture.language_weights == {"no": 2.0, "yo": 0.5}
     assert recipe.optim.learning_rate == 1e-3
-    assert isinstance(recipe.data.sources[1], JsonlSource)
+    assert isinstance(recipe.data.sources[1], FileSource)
 
 
 def test_overrides_are_typed_by_yaml_and_reach_everywhere(recipe_file):
@@ -79,7 +81,7 @@ def test_overrides_are_typed_by_yaml_and_reach_everywhere(recipe_file):
     assert recipe.data.sources[0] == CldrSource(languages=("no", "yes"))
     assert recipe.data.mixture.language_weights == {"no": 0.0, "yo": 0.5}
     source = recipe.data.sources[1]
-    assert isinstance(source, JsonlSource)
+    assert isinstance(source, FileSource)
     assert (source.messages[0].content, source.where) == ("hi", None)
     assert (recipe.compute.remat, recipe.checkpoint.keep_every, recipe.model.tied_head) == (
         "block",
@@ -235,7 +237,7 @@ text = st.text(max_size=12)
 number = st.floats(1e-12, 1e12)
 message = st.builds(MessageTemplate, role=st.sampled_from(["user", "assistant"]), content=text)
 jsonl = st.builds(
-    JsonlSource, name=text, path=text, messages=st.lists(message, max_size=2).map(tuple),
+    FileSource, name=text, path=text, messages=st.lists(message, max_size=2).map(tuple),
     language=st.builds(LanguageRule, constant=text), where=st.none() | text, weight=number,
 )  # fmt: skip
 cldr = st.builds(CldrSource, languages=st.tuples(text))

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 from data.chat import SHIPPED, list_templates, load_chat
 from data.cldr import cldr_conversations
-from data.config import CldrSource
 from data.schema import Conversation, DataError, Turn
+from data.source_config import CldrSource
 from data.template import JinjaTemplate
 from data.tokenizer import load_tokenizer
 
