@@ -53,6 +53,11 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """First bad row stops the run before training, or bad rows go to `plan/bad_rows.jsonl` with reasons."""
     max_dropped: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
     """Largest share of a source's rows that may be skipped or dropped as overlong before the run refuses."""
+    store: str | None = None
+    """Folder of tokenised rows, in shards named by the hash of all they are made from; many runs may share it, and what
+    is not needed any more can be deleted. On several hosts, one that all of them see. None: polytune's cache folder."""
+    prepare_workers: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    """Processes that tokenise. None: one a core where there is enough to do; 0: this one. Never changes what comes."""
     workers: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Loader processes; 0 = threads in this one. Never changes the batches."""
     prefetch: AtLeastOne = 2

@@ -93,8 +93,9 @@ def row_arrays(dataset: Dataset, rows: Sequence[Sequence[int] | np.ndarray], row
     """
     counts = [len(row) for row in rows]
     chosen = np.concatenate([np.empty(0, np.int64), *(np.asarray(row, np.int64) for row in rows)])
-    begin_at = np.asarray(dataset.offsets[chosen], np.int64)
-    lengths = np.asarray(dataset.offsets[chosen + 1], np.int64) - begin_at - 1
+    tokens = dataset.read(chosen)
+    begin_at = tokens.offsets[:-1]
+    lengths = np.diff(tokens.offsets) - 1
     row = np.repeat(np.arange(len(rows)), counts)
     filled = np.bincount(row, weights=lengths, minlength=len(rows))
     if np.any(filled > row_length):
@@ -107,6 +108,7 @@ def row_arrays(dataset: Dataset, rows: Sequence[Sequence[int] | np.ndarray], row
     token_at = np.repeat(begin_at, lengths) + position
     place = np.repeat(row * row_length + starts - row_starts, lengths) + position
     segment = np.arange(len(chosen)) - np.repeat(np.cumsum(counts) - counts, counts).astype(np.int64) + 1
+    source = np.repeat(dataset.source[chosen], lengths)
     shape = (len(rows), row_length)
 
     def fill(values: np.ndarray, padding: int, dtype: type = np.int32) -> np.ndarray:
@@ -115,15 +117,21 @@ def row_arrays(dataset: Dataset, rows: Sequence[Sequence[int] | np.ndarray], row
         return flat.reshape(shape)
 
     return Batch(
-        tokens_BT=fill(dataset.tokens[token_at], dataset.facts.pad_id),
-        targets_BT=fill(dataset.tokens[token_at + 1], dataset.facts.pad_id),
-        loss_weight_BT=fill(dataset.weights[token_at + 1], 0, np.float32),
+        tokens_BT=fill(tokens.ids[token_at], dataset.facts.pad_id),
+        targets_BT=fill(tokens.ids[token_at + 1], dataset.facts.pad_id),
+        loss_weight_BT=fill(_weights(dataset, tokens.weight_codes[token_at + 1], source), 0, np.float32),
         segments_BT=fill(np.repeat(segment, lengths), 0),
         positions_BT=fill(position, 0),
         language_BT=fill(np.repeat(dataset.language[chosen], lengths), 0),
-        role_BT=fill(dataset.roles[token_at + 1], int(Role.PAD)),
-        source_BT=fill(np.repeat(dataset.source[chosen], lengths), 0),
+        role_BT=fill(tokens.roles[token_at + 1], int(Role.PAD)),
+        source_BT=fill(source, 0),
     )
+
+
+def _weights(dataset: Dataset, codes: np.ndarray, source: np.ndarray) -> np.ndarray:
+    """Loss weights of weight codes, given the source of each."""
+    prompt = np.asarray(dataset.facts.prompt_weights, np.float32)
+    return np.where(codes == 1, np.float32(1), np.where(codes == 2, prompt[source], np.float32(0)))
 
 
 def _iterate(batches: grain.IterDataset) -> Generator[Batch, None, None]:

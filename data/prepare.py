@@ -1,50 +1,47 @@
 """From a recipe's data section to a plan on disk: built once, read back by every restart."""
 
 import contextlib
-import hashlib
 import shutil
 import tempfile
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from importlib import metadata
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
-from data.bad_rows import BadRow, BadRows, write_bad_rows
-from data.chat import (
-    SHIPPED,
-    ChatTemplate,
-    is_saved_chat,
-    list_templates,
-    load_chat,
-    load_saved_chat,
-    read_saved_date,
-    save_chat,
-)
+from data.assembly import Assembled, assemble
+from data.bad_rows import write_bad_rows
+from data.chat import ChatTemplate, is_saved_chat, load_chat, load_saved_chat, read_saved_date, save_chat
+from data.cleaning.report import write_report
 from data.config import DataConfig, TokenizerConfig
-from data.dataset import Dataset, encode_dataset, read_dataset, write_dataset
-from data.jsonl import find_files
+from data.dataset import Dataset, find_missing_shards, point_at_store, read_dataset, write_dataset
+from data.fingerprint import fingerprint_inputs
+from data.loading import OpenedSource, load_all_texts, open_sources
 from data.plan import Plan, build_plan, read_plan, write_plan
-from data.schema import Conversation, DataError
-from data.source_config import FileSource, TreeSource
-from data.sources import load_sources
+from data.schema import DataError
 from data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from data.works import Progress
+from data.workshop import make_shards
 
-# Packages whose contents or behaviour become training data.
-PACKAGES = ("polytune", "babel", "langcodes", "sentencepiece", "tokenizers", "jinja2")
 # How folders still being written are named, beside the place they are for.
 SCRATCH = ".preparing-"
 
 
 class Prepared(NamedTuple):
-    """What a run needs of its data; dataset and plan are mapped from `run_dir/plan`."""
+    """What a run needs of its data; dataset and plan are mapped from `run_dir/plan`, tokens stay in the store."""
 
     dataset: Dataset
     plan: Plan
     tokenizer: Tokenizer
     chat: ChatTemplate
+
+
+class Amount(NamedTuple):
+    """How much is planned: so many steps, or so many passes over every example."""
+
+    steps: int | None
+    epochs: float | None
+    batch_rows: int
 
 
 class _Recipe(NamedTuple):
@@ -60,39 +57,52 @@ class _Inputs(msgspec.Struct, frozen=True, kw_only=True):
     fingerprint: str
 
 
+class Watch(NamedTuple):
+    """Who is told of what goes on. The defaults tell nobody."""
+
+    notice: Callable[[str], None] = lambda _: None
+    """What was taken for what: forms of rows, names of columns."""
+    progress: Callable[[Progress], None] = lambda _: None
+
+
 def prepare(
     config: DataConfig,
     tokenizer_config: TokenizerConfig,
     *,
-    steps: int,
+    steps: int | None,
     batch_rows: int,
     seed: int,
     run_dir: Path | str,
+    store: Path | str,
+    epochs: float | None = None,
     extra_stop_ids: tuple[int, ...] = (),
+    watch: Watch = Watch(),  # noqa: B008 (immutable)
 ) -> Prepared:
     """The dataset, plan, tokenizer and template of a run, read back from `run_dir` where they are there already.
 
-    The plan folder appears in one rename when it is complete, so whatever a killed process leaves behind is
-    never taken for one. With the same recipe, files and package versions it is read back; with more or fewer
-    steps the rows are planned again from the stored dataset, and those already served stay as they were. With
-    anything else changed it is built anew and compared. `extra_stop_ids` end an answer besides what tokenizer and
+    Tokens go into `store`, in shards named by all they are made from: another run of the same data finds them there, and
+    so does the next start after a kill. The plan folder appears in one rename when it is complete, so whatever a killed
+    process leaves behind is never taken for one. With the same recipe, files and package versions it is read back; with
+    more or fewer steps the rows are planned again from the stored dataset, and those already served stay as they were.
+    With anything else changed it is built anew and compared. `extra_stop_ids` end an answer besides what tokenizer and
     template say: those a model to start from lists.
 
     Raises DataError for bad data and impossible mixtures, and when the run directory holds another plan: its
     checkpoints belong to that one. One process at a time may prepare a run directory.
     """
-    run_dir = Path(run_dir)
+    run_dir, store = Path(run_dir), Path(store)
     run_dir.mkdir(parents=True, exist_ok=True)
     plan_dir = run_dir / "plan"
     recipe = _Recipe(config, tokenizer_config, seed, extra_stop_ids)
+    amount = Amount(steps, epochs, batch_rows)
     fingerprint = fingerprint_inputs(config, tokenizer_config, seed, extra_stop_ids)
-    if not plan_dir.exists() or _read_inputs(plan_dir).fingerprint != fingerprint:
-        _build(recipe, fingerprint, steps=steps, batch_rows=batch_rows, run_dir=run_dir)
+    if not _is_there(plan_dir, fingerprint, store):
+        _build(recipe, fingerprint, amount=amount, run_dir=run_dir, store=store, watch=watch)
     dataset, plan = read_dataset(plan_dir / "dataset"), read_plan(plan_dir)
-    if (plan.summary["steps"], plan.summary["batch_rows"]) != (steps, batch_rows):
+    if not _is_planned(plan, amount):
         with _replacing(plan_dir) as fresh:
             shutil.copytree(plan_dir, fresh)
-            write_plan(build_plan(dataset, config, steps=steps, batch_rows=batch_rows, seed=seed), fresh)
+            write_plan(_plan(dataset, recipe, amount), fresh)
         dataset, plan = read_dataset(plan_dir / "dataset"), read_plan(plan_dir)
     tokenizer = load_tokenizer(run_dir / "tokenizer")
     if tokenizer.hash != dataset.facts.tokenizer_hash:
@@ -109,103 +119,60 @@ def prepare(
     return Prepared(dataset, plan, tokenizer, chat)
 
 
-def fingerprint_inputs(
-    config: DataConfig, tokenizer_config: TokenizerConfig, seed: int, extra_stop_ids: tuple[int, ...] = ()
-) -> str:
-    """sha256 of all that loading, encoding and planning read, without reading the data itself.
-
-    Files count by path below `data.root`, size and time of change; this package by its code and phrase
-    books; others by version. Loader settings and steps are left out: they change nothing. Equal fingerprints
-    mean the same plan; unequal ones mean that only building it can tell.
-    """
-    settings = msgspec.structs.replace(config, root="", workers=0, prefetch=1)
-    files = []
-    root = Path(config.root)
-    for source in config.sources:
-        if isinstance(source, FileSource | TreeSource):
-            files += [_stamp(path, root) for path in find_files(source.path, root)]
-    if tokenizer_config.path is not None:
-        files += [_stamp(path, root) for path in _list_tokenizer_files(Path(tokenizer_config.path))]
-    if tokenizer_config.template is not None and tokenizer_config.template not in list_templates():
-        files.append(_stamp(Path(tokenizer_config.template), root))
-    versions = [(name, _version(name)) for name in PACKAGES]
-    facts = (settings, tokenizer_config, seed, extra_stop_ids, files, versions, _hash_code())
-    return hashlib.sha256(msgspec.json.encode(facts, order="sorted")).hexdigest()
+def _is_there(plan_dir: Path, fingerprint: str, store: Path) -> bool:
+    """Whether a plan made from the same is there with all its shards, in this store."""
+    if not plan_dir.exists() or _read_inputs(plan_dir).fingerprint != fingerprint:
+        return False
+    point_at_store(plan_dir / "dataset", store)
+    return not find_missing_shards(read_dataset(plan_dir / "dataset"))
 
 
-def _build(recipe: _Recipe, fingerprint: str, *, steps: int, batch_rows: int, run_dir: Path) -> None:
-    config = recipe.data
-    bad_rows = BadRows(config.bad_rows)
-    conversations = load_sources(config, bad_rows=bad_rows)
-    chat = _make_chat(conversations, recipe, run_dir)
-    dataset = encode_dataset(
-        conversations,
-        chat,
-        row_length=config.packing.row_length,
-        overlong=config.packing.overlong,
-        reject=lambda conversation, error: _reject(conversation, error, bad_rows),
+def _is_planned(plan: Plan, amount: Amount) -> bool:
+    wanted = (amount.steps, amount.epochs, amount.batch_rows)
+    there = plan.summary
+    return wanted == (there["asked_steps"], there["asked_epochs"], there["batch_rows"])
+
+
+def _plan(dataset: Dataset, recipe: _Recipe, amount: Amount) -> Plan:
+    return build_plan(
+        dataset, recipe.data, steps=amount.steps, epochs=amount.epochs, batch_rows=amount.batch_rows, seed=recipe.seed
     )
-    _check_dropped(conversations, dataset, bad_rows=bad_rows, max_dropped=config.max_dropped)
-    facts = msgspec.structs.replace(dataset.facts, bad_rows=bad_rows.by_language())
-    dataset = msgspec.structs.replace(dataset, facts=facts)
-    plan = build_plan(dataset, config, steps=steps, batch_rows=batch_rows, seed=recipe.seed)
+
+
+def _build(recipe: _Recipe, fingerprint: str, *, amount: Amount, run_dir: Path, store: Path, watch: Watch) -> None:
+    opened = open_sources(recipe.data)
+    for source in opened:
+        for notice in source.notices:
+            watch.notice(notice)
+    chat = _make_chat(opened, recipe, run_dir)
+    keys = make_shards(opened, recipe.data, chat, store=store, progress=watch.progress)
+    assembled = assemble(recipe.data, chat, store=store, keys=keys)
+    plan = _plan(assembled.dataset, recipe, amount)
     _check_same_plan(plan, run_dir)
     _save_tokenizer(chat, run_dir)
     with _replacing(run_dir / "plan") as fresh:
-        write_dataset(dataset, fresh / "dataset")
-        write_plan(plan, fresh)
-        write_bad_rows(bad_rows, fresh / "bad_rows.jsonl")
+        _write(assembled, plan, fresh, store=store)
         (fresh / "inputs.json").write_bytes(msgspec.json.encode(_Inputs(fingerprint=fingerprint)))
 
 
-def _make_tokenizer(conversations: Sequence[Conversation], config: TokenizerConfig) -> Tokenizer:
+def _write(assembled: Assembled, plan: Plan, fresh: Path, *, store: Path) -> None:
+    write_dataset(assembled.dataset, fresh / "dataset", store=store)
+    write_plan(plan, fresh)
+    write_bad_rows(assembled.bad_rows, fresh / "bad_rows.jsonl")
+    write_report(assembled.cleaning, fresh / "cleaning.json")
+
+
+def _make_chat(opened: list[OpenedSource], recipe: _Recipe, run_dir: Path) -> ChatTemplate:
+    config = recipe.tokenizer
     if config.path is not None:
-        return load_tokenizer(config.path)
-    return train_tokenizer((turn.content for conversation in conversations for turn in conversation.turns), config)
-
-
-def _make_chat(conversations: Sequence[Conversation], recipe: _Recipe, run_dir: Path) -> ChatTemplate:
-    config, tokenizer = recipe.tokenizer, _make_tokenizer(conversations, recipe.tokenizer)
+        tokenizer = load_tokenizer(config.path)
+    else:
+        tokenizer = train_tokenizer(load_all_texts(opened), config)
     if config.template is None and config.path is not None and is_saved_chat(Path(config.path)):
         return load_saved_chat(tokenizer, Path(config.path), extra_stop_ids=recipe.extra_stop_ids)
     # A template that prints the day keeps printing the day the run began.
     date = read_saved_date(run_dir / "tokenizer")
     return load_chat(tokenizer, config.template, extra_stop_ids=recipe.extra_stop_ids, date=date)
-
-
-def _reject(conversation: Conversation, error: DataError, bad_rows: BadRows) -> None:
-    """Notes a conversation that loads but cannot be encoded as the bad row it came from, or raises."""
-    file, _, line = conversation.id.rpartition(":")
-    placed = bool(file) and line.isdigit()
-    bad_rows.add(
-        BadRow(
-            source=conversation.source,
-            file=file if placed else conversation.id,
-            line=int(line) if placed else 0,
-            reason=str(error),
-            language=conversation.language,
-        )
-    )
-
-
-def _check_dropped(
-    conversations: Sequence[Conversation], dataset: Dataset, *, bad_rows: BadRows, max_dropped: float
-) -> None:
-    """Raises DataError if a source loses more than it may to bad rows and row length together."""
-    loaded = Counter(conversation.source for conversation in conversations)
-    overlong: Counter[str] = Counter()
-    for item in dataset.facts.dropped:
-        overlong[item.source] += item.count
-    for source, count in loaded.items():
-        bad = bad_rows.by_source().get(source, 0)
-        share = bad / max(bad_rows.read[source], count) + overlong[source] / count
-        # A source that loses everything is reported by `build_plan`, with the row length it would need.
-        if share > max_dropped and overlong[source] < count:
-            raise DataError(
-                f"source {source!r} would lose {share:.1%} of its rows ({overlong[source]} longer than a "
-                f"row, {bad} bad), more than data.max_dropped={max_dropped:g}; raise "
-                "data.packing.row_length or data.max_dropped"
-            )
 
 
 def _check_same_plan(plan: Plan, run_dir: Path) -> None:
@@ -265,32 +232,3 @@ def _read_inputs(plan_dir: Path) -> _Inputs:
         return msgspec.json.decode((plan_dir / "inputs.json").read_bytes(), type=_Inputs)
     except (OSError, msgspec.MsgspecError) as error:
         raise DataError(f"{plan_dir} is damaged ({error}); delete it and start again") from error
-
-
-def _list_tokenizer_files(path: Path) -> list[Path]:
-    return sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-
-
-def _stamp(path: Path, root: Path) -> tuple[str, int, int]:
-    try:
-        facts = path.stat()
-    except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check the path and data.root") from error
-    name = path.relative_to(root) if path.is_relative_to(root) else path
-    return str(name), facts.st_size, facts.st_mtime_ns
-
-
-def _hash_code() -> str:
-    digest = hashlib.sha256()
-    folder = Path(__file__).parent
-    for path in sorted([*folder.glob("*.py"), *folder.glob("phrases/*.yaml"), *SHIPPED.glob("*.jinja")]):
-        digest.update(f"{path.relative_to(folder)}\0".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"

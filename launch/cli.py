@@ -18,6 +18,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 EXAMPLES = {
     "demo": "polytune demo",
     "train": "polytune train demo run.dir=runs/mine train.steps=200",
+    "prepare": "polytune prepare my_recipe.yaml data.store=prepared",
     "eval": "polytune eval runs/demo --tasks facts,rewrite",
     "preview": "polytune preview demo --rows 2 --language sw",
     "generate": "polytune generate runs/demo --prompt 'Which day comes after Monday?'",
@@ -79,6 +80,8 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the demo recipe to change")
     train = add("train", "Train a recipe; the same command again goes on from the newest checkpoint.")
     _add_recipe(train)
+    preparing = add("prepare", "Tokenise a recipe's data and plan its rows, so that training only reads.")
+    _add_recipe(preparing)
     evaluate = add("eval", "Evaluate a checkpoint: results.json, samples and a table by language.")
     evaluate.add_argument("checkpoint", help=MODEL)
     evaluate.add_argument("--template", help="chat template: a shipped name or a file (default: the model's own)")
@@ -162,6 +165,15 @@ def _train(options: argparse.Namespace, console: Console) -> int:
     from launch.train import run_train
 
     return run_train(load_recipe(options.recipe, options.overrides), recipe_name=options.recipe, console=console)
+
+
+def _prepare(options: argparse.Namespace, console: Console) -> int:
+    from launch.prepare import run_prepare
+    from launch.recipe import load_recipe
+    from launch.runtime import set_up_process
+
+    set_up_process(keep_memory=False)
+    return run_prepare(load_recipe(options.recipe, options.overrides), console=console)
 
 
 def _eval(options: argparse.Namespace, console: Console) -> int:
@@ -265,6 +277,7 @@ def _env(_options: argparse.Namespace, console: Console) -> int:
 VERBS = {
     "demo": _demo,
     "train": _train,
+    "prepare": _prepare,
     "eval": _eval,
     "preview": _preview,
     "generate": _generate,

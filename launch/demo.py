@@ -54,16 +54,19 @@ class Audit(NamedTuple):
 def run_demo(overrides: Sequence[str], *, console: Console) -> int:
     """Tells the story in the terminal; returns 0 when every part of it happened."""
     recipe = load_recipe("demo", overrides)
+    steps = recipe.train.steps
+    if steps is None:
+        raise DemoError("the demo kills a run at a step it knows beforehand; give train.steps instead of train.epochs")
     run_dir = Path(recipe.run.dir)
     began = time.monotonic()
     clear_old_demo(run_dir, console)
     _headline(console, "1/5  train on facts and procedures in many languages, and be killed half-way")
-    kill_step = pick_kill_step(recipe)
+    kill_step = pick_kill_step(steps, save_every=recipe.checkpoint.save_every)
     _train_and_kill(overrides, run_dir, kill_step, console)
     _headline(console, "2/5  the same command again")
     _run_polytune(["train", "demo", *overrides])
     audit = audit_resume(
-        read_metrics(run_dir), steps=recipe.train.steps, batch_rows=recipe.train.batch_rows, owed=list_digests(run_dir)
+        read_metrics(run_dir), steps=steps, batch_rows=recipe.train.batch_rows, owed=list_digests(run_dir)
     )
     console.print(
         f"killed after step {audit.killed_after}, resumed from step {audit.resumed_from}: the {audit.repeated} steps "
@@ -83,10 +86,9 @@ def run_demo(overrides: Sequence[str], *, console: Console) -> int:
     return 0
 
 
-def pick_kill_step(recipe: Recipe) -> int:
+def pick_kill_step(steps: int, *, save_every: int) -> int:
     """A step near the middle, half-way between two saves, so that the resumed run has steps to make again."""
-    every = recipe.checkpoint.save_every
-    return min(recipe.train.steps // 2 // every * every + every // 2, recipe.train.steps - 1)
+    return min(steps // 2 // save_every * save_every + save_every // 2, steps - 1)
 
 
 def list_digests(run_dir: Path) -> list[str]:

@@ -34,12 +34,7 @@ def run_preview(recipe: Recipe, *, rows: int, language: str | None, console: Con
     """Prints packed rows (those with `language`, if given) and totals of trained tokens; touches no run directory."""
     with tempfile.TemporaryDirectory() as scratch, use_mesh(MeshConfig()):
         origin = open_origin(recipe)
-        prepared = prepare(
-            recipe.data, origin.tokenizer, steps=recipe.train.steps, batch_rows=recipe.train.batch_rows,
-            seed=recipe.run.seed, run_dir=Path(scratch), extra_stop_ids=origin.stop_ids,
-        )  # fmt: skip
-        for notice in prepared.chat.notices:
-            console.print(f"[bold yellow]notice[/] {escape(notice)}", soft_wrap=True)
+        prepared = prepare_recipe(recipe, origin, run_dir=Path(scratch), console=console)
         chosen = choose_rows(prepared, rows=rows, language=language)
         batch = make_batch(prepared.dataset, prepared.plan, chosen)
         legend = Text("trained", TRAINED)

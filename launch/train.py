@@ -9,22 +9,24 @@ from typing import Any
 import jax
 import msgspec
 from rich.console import Console
-from rich.markup import escape
 
 from data.pipeline import make_batches
-from data.plan import trained_per_row
-from data.prepare import Prepared, prepare
+from data.plan import Plan, trained_per_row
+from data.prepare import Prepared
+from data.realised import RealisedShares
 from data.tokenizer import Tokenizer, fits_vocabulary
 from launch.config import Recipe, RecipeError
 from launch.environment import describe_devices, git_state, library_versions
 from launch.origin import Origin, open_origin
 from launch.plan_table import print_plan
+from launch.preparing import prepare_recipe
 from launch.recipe import check_same_run, recipe_tree, write_recipe
 from launch.runtime import lock_run_dir, set_up_process, use_mesh
 from model import transformer
 from model.checkpoint import newest_step
 from model.config import ModelConfig
 from model.parallel import AxisRules, check_divisible, sharded_sizes
+from train.config import TrainConfig
 from train.loop import Outcome, TrainJob, head_positions, run_training
 from train.metrics import read_metrics
 from train.optim import make_schedule
@@ -48,12 +50,7 @@ def run_train(recipe: Recipe, *, recipe_name: str, console: Console) -> int:
         check_sizes(recipe, origin.cfg, mesh)
         with lock_run_dir(run_dir):
             check_same_run(recipe, run_dir)
-            prepared = prepare(
-                recipe.data, origin.tokenizer, steps=recipe.train.steps, batch_rows=recipe.train.batch_rows,
-                seed=recipe.run.seed, run_dir=run_dir, extra_stop_ids=origin.stop_ids,
-            )  # fmt: skip
-            for notice in prepared.chat.notices:
-                console.print(f"[bold yellow]notice[/] {escape(notice)}", soft_wrap=True)
+            prepared = prepare_recipe(recipe, origin, run_dir=run_dir, console=console)
             job = make_job(recipe, origin, prepared)
             if newest_step(run_dir) is None:
                 print_plan(prepared.plan.summary, job, mesh, console)
@@ -68,7 +65,8 @@ def run_train(recipe: Recipe, *, recipe_name: str, console: Console) -> int:
 
 def check_sizes(recipe: Recipe, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> None:
     """Raises ValueError, before any data is read: a size the mesh does not divide, a warm-up that does not fit."""
-    make_schedule(recipe.optim, recipe.train.steps)
+    if recipe.train.steps is not None:
+        make_schedule(recipe.optim, recipe.train.steps)
     axes = AxisRules()
     rows = recipe.train.batch_rows // recipe.train.microbatches
     microbatch = {"rows per microbatch (train.batch_rows / train.microbatches)": (rows, axes.batch)}
@@ -90,7 +88,7 @@ def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
     model_config = resolve_model(origin.cfg, prepared.tokenizer)
     axes = AxisRules()
     check_divisible(sharded_sizes(model_config, axes), jax.sharding.get_mesh())
-    largest = int(prepared.dataset.tokens.max())
+    largest = prepared.dataset.facts.largest_id
     if largest >= model_config.vocab_size:
         raise RecipeError(
             f"the data has token id {largest}, the model embeds {model_config.vocab_size}: its chat template writes a "
@@ -113,7 +111,7 @@ def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
         run_dir=Path(recipe.run.dir),
         spec=spec,
         optim=recipe.optim,
-        train=recipe.train,
+        train=resolve_length(recipe, plan),
         checkpoint=recipe.checkpoint,
         seed=recipe.run.seed,
         languages=tuple(prepared.dataset.facts.languages),
@@ -134,7 +132,18 @@ def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
             **origin.meta,
         },
         load_params=origin.load,
+        shares_after=RealisedShares(prepared.dataset, plan).after,
     )
+
+
+def resolve_length(recipe: Recipe, plan: Plan) -> TrainConfig:
+    """The length of the run in steps, which the plan knows where the recipe says epochs, or where sources end it.
+
+    Raises ValueError for a warm-up that does not fit.
+    """
+    steps = plan.summary["steps"]
+    make_schedule(recipe.optim, steps)
+    return msgspec.structs.replace(recipe.train, steps=steps, epochs=None)
 
 
 def write_run_card(recipe: Recipe, prepared: Prepared, job: TrainJob, outcome: Outcome, recipe_name: str) -> None:

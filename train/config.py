@@ -55,7 +55,10 @@ class CheckpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Size and length of the run."""
 
-    steps: AtLeastOne
+    steps: AtLeastOne | None = None
+    """Optimizer steps; give this or `epochs`."""
+    epochs: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """Passes over every example, each exactly once a pass; the last batch is filled up with empty rows."""
     batch_rows: AtLeastOne
     """Rows of the global batch, over all devices and microbatches."""
     microbatches: AtLeastOne = 1
@@ -67,6 +70,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     tensorboard: bool = True
 
     def __post_init__(self):
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give train.steps or train.epochs, one of them")
         if self.batch_rows % self.microbatches:
             raise ValueError(
                 f"batch_rows={self.batch_rows} is not divisible by microbatches={self.microbatches}; "

@@ -18,7 +18,7 @@ from model.parallel import AxisRules
 from model.transformer import Params
 from train.checkpoint import Saver, check_disk, restore_newest, set_aside_incomplete
 from train.config import CheckpointConfig, OptimConfig, TrainConfig
-from train.metrics import BatchFacts, MetricsWriter, describe_batch, read_metrics
+from train.metrics import BatchFacts, MetricsWriter, SharesAfter, describe_batch, read_metrics
 from train.optim import make_optimizer, make_schedule
 from train.progress import ShowStep
 from train.state import TrainState, abstract_state, first_state, init_state
@@ -42,8 +42,16 @@ class TrainJob:
     """K of each step of the run: for how many positions of a row its batch needs logits. From `head_positions`."""
     meta: dict[str, Any]
     """Saved with every checkpoint: model config, resolved recipe, hashes, tables, versions."""
+    shares_after: SharesAfter | None = None
+    """Shares of languages and sources in the first so many rows of the run; logged beside the losses by language."""
     load_params: Callable[[AxisRules], Params] | None = None
     """Float32 parameters to start from, on the mesh in use; None: random ones. Not asked for on resume."""
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run; epochs have become steps by now."""
+        assert self.train.steps is not None, "launch.train.resolve_length gives a job its steps"
+        return self.train.steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,8 +129,8 @@ def run_training(job: TrainJob, *, open_batches, show: ShowStep, on_start=None) 
     `open_batches(first_row)` gives the iterator of global batches from that row on: a seek, not a replay.
     `show` sees each finished step; `on_start(outcome)` is told where the run begins.
     """
-    tx = make_optimizer(job.optim, job.train.steps)
-    schedule = make_schedule(job.optim, job.train.steps)
+    tx = make_optimizer(job.optim, job.steps)
+    schedule = make_schedule(job.optim, job.steps)
     set_aside = tuple(set_aside_incomplete(job.run_dir))
     state, next_row, resumed_from = start_state(job, tx)
     attempt = 1 + sum(record["kind"] == "start" for record in read_metrics(job.run_dir))
@@ -133,7 +141,7 @@ def run_training(job: TrainJob, *, open_batches, show: ShowStep, on_start=None) 
         on_start(outcome)
     writer = MetricsWriter(
         job.run_dir, attempt=attempt, languages=job.languages, language_every=job.train.log_every,
-        tensorboard=job.train.tensorboard,
+        tensorboard=job.train.tensorboard, shares_after=job.shares_after,
     )  # fmt: skip
     saver = Saver(job.run_dir, job.checkpoint, meta=job.meta, plan_hash=job.plan_hash)
     with stop_on_signals() as stop, saver:
@@ -141,13 +149,13 @@ def run_training(job: TrainJob, *, open_batches, show: ShowStep, on_start=None) 
             writer.write_start(
                 outcome.step, {"devices": jax.device_count(), "mesh": dict(jax.sharding.get_mesh().shape)}
             )
-            if resumed_from is None and saver.is_due(0, last=job.train.steps):
+            if resumed_from is None and saver.is_due(0, last=job.steps):
                 saver.save(state, step=0, next_row=0)
             batches = open_batches(next_row)
             step = _advance(job, tx, schedule, state, next_row, batches, writer, saver, stop, show)
         finally:
             writer.close()
-    return dataclasses.replace(outcome, step=step, finished=step == job.train.steps)
+    return dataclasses.replace(outcome, step=step, finished=step == job.steps)
 
 
 def _advance(job, tx, schedule, state, next_row, batches, writer, saver, stop, show) -> int:
@@ -159,7 +167,7 @@ def _advance(job, tx, schedule, state, next_row, batches, writer, saver, stop, s
         return jax.jit(functools.partial(train_step, spec, tx), donate_argnums=0)
 
     batch_spec = job.spec.axes.spec("batch", None)
-    first, last = int(state.step), job.train.steps
+    first, last = int(state.step), job.steps
     pending: tuple[int, StepMetrics, BatchFacts, float] | None = None
 
     def write_pending(ended: float) -> None:

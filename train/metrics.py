@@ -4,7 +4,7 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -72,14 +72,26 @@ def describe_batch(batch: Batch, *, first_row: int, num_languages: int) -> Batch
     )
 
 
+SharesAfter = Callable[[int], dict[str, dict[str, float]]]
+"""Shares by language and by source of the first so many rows of a run."""
+
+
 class MetricsWriter:
     """Appends records to `metrics.jsonl`, a line at a time, and to TensorBoard.
 
-    Loss and tokens by language are summed over `language_every` steps and written as sums; a reader divides.
+    Loss and tokens by language are summed over `language_every` steps and written as sums; a reader divides. Beside them
+    stands the share that each language and source has had so far, in the mixture's unit.
     """
 
     def __init__(
-        self, run_dir: Path, *, attempt: int, languages: Sequence[str], language_every: int, tensorboard: bool
+        self,
+        run_dir: Path,
+        *,
+        attempt: int,
+        languages: Sequence[str],
+        language_every: int,
+        tensorboard: bool,
+        shares_after: SharesAfter | None = None,
     ):
         path = run_dir / "metrics.jsonl"
         _remove_cut_line(path)
@@ -88,6 +100,8 @@ class MetricsWriter:
         self._attempt = attempt
         self._languages = languages
         self._every = language_every
+        self._shares_after = shares_after
+        self._rows_served = 0
         self._clear()
 
     def close(self) -> None:
@@ -188,6 +202,7 @@ class MetricsWriter:
         self._tokens_R += facts.tokens_R
         self._first_step = step if self._first_step is None else self._first_step
         self._last_step = step
+        self._rows_served = facts.first_row + facts.rows
         if step % self._every == 0:
             self.write_languages()
 
@@ -199,6 +214,7 @@ class MetricsWriter:
         if self._first_step is None:
             return
         seen = [i for i in range(1, len(self._languages)) if self._tokens_R[i]]
+        shares = self._shares_after(self._rows_served) if self._shares_after else {}
         self._write(
             {
                 "kind": "languages",
@@ -207,6 +223,7 @@ class MetricsWriter:
                 "loss_sum": {self._languages[i]: round(float(self._loss_R[i]), 4) for i in seen},
                 "weight": {self._languages[i]: float(self._weight_R[i]) for i in seen},
                 "tokens": {self._languages[i]: int(self._tokens_R[i]) for i in seen},
+                **({"share_so_far": shares} if shares else {}),
             }
         )
         if self._board:
@@ -214,6 +231,9 @@ class MetricsWriter:
                 if self._weight_R[i]:
                     loss = self._loss_R[i] / self._weight_R[i]
                     self._add_scalar(f"loss_by_language/{self._languages[i]}", loss, self._last_step)
+            for kind, by_name in shares.items():
+                for name, share in by_name.items():
+                    self._add_scalar(f"share_so_far/{kind}/{name}", share, self._last_step)
         self._clear()
 
     def _write(self, record: dict[str, Any]) -> None:

@@ -6,37 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_dataset import make_dataset, store_dataset
 
 from data.batch import Batch, Role
-from data.dataset import Dataset, DatasetFacts, write_dataset
 from data.pipeline import BatchSource, make_batch, make_batches, row_arrays
 from data.plan import Plan, write_plan
 from data.schema import DataError
 
 H, U, A = int(Role.HEADER), int(Role.USER), int(Role.ASSISTANT)
-
-
-def make_dataset(examples, *, pad_id=0):
-    """Examples as (ids, roles, weights, language id, source id)."""
-    facts = DatasetFacts(
-        languages=("", "en", "sw"),
-        sources=("", "a", "b", "c"),
-        tasks=("",),
-        pad_id=pad_id,
-        tokenizer_hash="t",
-        template_hash="c",
-    )
-    return Dataset(
-        tokens=np.concatenate([np.array(e[0], np.uint16) for e in examples]),
-        roles=np.concatenate([np.array(e[1], np.int8) for e in examples]),
-        weights=np.concatenate([np.array(e[2], np.float32) for e in examples]),
-        offsets=np.cumsum([0, *(len(e[0]) for e in examples)]),
-        language=np.array([e[3] for e in examples], np.int16),
-        source=np.array([e[4] for e in examples], np.int16),
-        task=np.zeros(len(examples), np.int16),
-        content_bytes=np.ones(len(examples), np.int32),
-        facts=facts,
-    )
 
 
 def make_plan(rows, row_length, batch_rows=1):
@@ -110,9 +87,10 @@ def test_the_first_token_of_a_segment_is_never_a_target_of_the_one_before():
     """Shifting a packed row as a whole trains the end of each example to start the next."""
     for order in ([0, 1], [1, 0]):
         batch = row_arrays(TWO, [order], 8)
-        boundary = len(TWO.tokens[TWO.offsets[order[0]] : TWO.offsets[order[0] + 1]]) - 2
+        first = TWO.read([order[0]]).ids
+        boundary = len(first) - 2
         assert batch.segments_BT[0, boundary : boundary + 2].tolist() == [1, 2]
-        assert batch.targets_BT[0, boundary] == TWO.tokens[TWO.offsets[order[0] + 1] - 1]
+        assert batch.targets_BT[0, boundary] == first[-1]
         assert 1 not in batch.targets_BT[0]
 
 
@@ -151,13 +129,13 @@ def test_unpacking_gives_back_the_examples(data):
         assert batch.segments_BT[b].max(initial=0) == len(row)
         for segment, example in enumerate(row, start=1):
             inside = batch.segments_BT[b] == segment
-            span = slice(NUMBERED.offsets[example], NUMBERED.offsets[example + 1])
-            ids = NUMBERED.tokens[span].tolist()
+            tokens = NUMBERED.read([example])
+            ids = tokens.ids.tolist()
             assert np.diff(np.flatnonzero(inside)).tolist() == [1] * (len(ids) - 2)
             assert batch.tokens_BT[b][inside].tolist() == ids[:-1]
             assert batch.targets_BT[b][inside].tolist() == ids[1:]
-            assert batch.loss_weight_BT[b][inside].tolist() == NUMBERED.weights[span][1:].tolist()
-            assert batch.role_BT[b][inside].tolist() == NUMBERED.roles[span][1:].tolist()
+            assert batch.loss_weight_BT[b][inside].tolist() == tokens.weight_codes[1:].tolist()
+            assert batch.role_BT[b][inside].tolist() == tokens.roles[1:].tolist()
             assert batch.positions_BT[b][inside].tolist() == list(range(len(ids) - 1))
             assert set(batch.language_BT[b][inside]) == {NUMBERED.language[example]}
             assert set(batch.source_BT[b][inside]) == {NUMBERED.source[example]}
@@ -209,7 +187,7 @@ def test_prefetch_changes_nothing(prefetch):
 
 def test_loader_processes_change_nothing(tmp_path):
     """From disk and from a later row; a peer gave fewer batches with more than one worker."""
-    write_dataset(NUMBERED, tmp_path / "dataset")
+    store_dataset(NUMBERED, tmp_path / "dataset", tmp_path / "store")
     write_plan(PLAN, tmp_path)
     loaded = list(make_batches(tmp_path, start_row=28, batch_rows=4, workers=2))
     assert_same(loaded, batches_of(start_row=28))
