@@ -35,7 +35,7 @@ def read_parquet(file: DataFile) -> Iterator[Record]:
     with _open(file) as source:
         try:
             reader = pyarrow.parquet.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)
-            names, groups = reader.schema_arrow.names, reader.num_row_groups
+            names, groups, promised = reader.schema_arrow.names, reader.num_row_groups, reader.metadata.num_rows
         except DAMAGE as error:
             raise _damaged(file, "", error) from None
         _check_names(names, file.name)
@@ -44,6 +44,8 @@ def read_parquet(file: DataFile) -> Iterator[Record]:
             for batch in _read_row_group(reader, group, file):
                 yield from _cut(batch, line)
                 line += batch.num_rows
+        if line - 1 != promised:
+            raise _damaged(file, "", f"{line - 1} rows of {promised} are there")
 
 
 def read_arrow(file: DataFile, line: int = 1) -> Iterator[Record]:
@@ -103,7 +105,7 @@ def _read_row_group(reader: pyarrow.parquet.ParquetFile, group: int, file: DataF
     except DAMAGE as error:
         raise _damaged(file, place, error) from None
     if rows != promised:
-        raise DataError(f"{file.name} is damaged{place}: {rows} rows of {promised} are there; copy it again")
+        raise _damaged(file, place, f"{rows} rows of {promised} are there")
 
 
 def _read_file(source: Any, file: DataFile) -> Iterator[pyarrow.RecordBatch]:
@@ -163,7 +165,7 @@ def _check_names(names: list[str], file: str) -> None:
         raise DataError(f"{file}: {what}")
 
 
-def _damaged(file: DataFile, place: str, error: BaseException) -> DataError:
+def _damaged(file: DataFile, place: str, error: object) -> DataError:
     return DataError(f"{file.name} is cut or damaged{place} ({error}); copy or write it again")
 
 

@@ -11,6 +11,9 @@ from data.formats.rows import Fault, Parser, Record, make_excerpt
 from data.formats.text import KEPT_BYTES, ROW_BYTES_LIMIT, explain_size, read_blocks, split_lines
 from data.schema import DataError
 
+NESTING_LIMIT = 100
+"""Deepest nesting that is read. What Python can take depends on the version, and on how deep the program already is."""
+
 BLANK = "the line is blank; every line must be one JSON object"
 
 
@@ -77,7 +80,22 @@ def _parse_object(content: bytes) -> dict[str, Any]:
         raise DataError(f"JSON that cannot be read: {error}") from None
     if not isinstance(row, dict):
         raise DataError(f"the row is a JSON {type(row).__name__}, not an object with fields")
+    if content.count(b"[") + content.count(b"{") > NESTING_LIMIT and _is_deep(row):
+        raise DataError(f"JSON that cannot be read: it is nested more than {NESTING_LIMIT} deep")
     return row
+
+
+def _is_deep(row: dict[str, Any]) -> bool:
+    """Whether a row is nested beyond the limit."""
+    level: list[Any] = [row]
+    for _ in range(NESTING_LIMIT):
+        level = [
+            item
+            for value in level
+            for item in (value.values() if isinstance(value, dict) else value)
+            if isinstance(item, dict | list)
+        ]
+    return bool(level)
 
 
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

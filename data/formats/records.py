@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -23,14 +24,7 @@ def read_array_record(file: DataFile) -> Iterator[Record]:
 
 def read_records(path: str, name: str, *, skip: int = 0, take: int | None = None, line: int = 1) -> Iterator[Record]:
     """Yields records of a local file from `skip` on, `take` of them or all; the first is `line`."""
-    try:
-        reader = array_record_module.ArrayRecordReader(path)
-    except DAMAGE as error:
-        raise _damaged(name, "", error) from None
-    with contextlib.closing(reader):
-        # One that is no ArrayRecord file, or lacks its end, opens as if it had no records.
-        if not reader.ok():
-            raise _damaged(name, "", "it has no complete footer")
+    with _open(path, name) as reader:
         stop = reader.num_records() if take is None else skip + take
         for index in range(skip, stop):
             try:
@@ -43,6 +37,23 @@ def read_records(path: str, name: str, *, skip: int = 0, take: int | None = None
                 yield Record(line + index - skip, content[:KEPT_BYTES], explain_size(len(content)))
             else:
                 yield Record(line + index - skip, content)
+
+
+@contextlib.contextmanager
+def _open(path: str, name: str) -> Iterator[Any]:
+    try:
+        reader = array_record_module.ArrayRecordReader(path)
+    except DAMAGE as error:
+        raise _damaged(name, "", error) from None
+    try:
+        # What has no whole footer opens as if it held no records.
+        if not reader.ok():
+            raise _damaged(name, "", "its footer is not whole")
+        yield reader
+    finally:
+        # Closing tells once more what was wrong.
+        with contextlib.suppress(*DAMAGE):
+            reader.close()
 
 
 def _damaged(name: str, place: str, error: object) -> DataError:

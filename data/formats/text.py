@@ -15,6 +15,8 @@ from data.schema import DataError
 from data.storage import naming, open_url
 
 BLOCK_BYTES = 1 << 20
+COMPRESSED_BYTES = 1 << 14
+"""What is decompressed at a time: gzip makes up to a thousand times as much of it."""
 ROW_BYTES_LIMIT = 64 << 20
 """Longest row that is read, far beyond any conversation: without an end a line must not fill the memory."""
 KEPT_BYTES = 4 * EXCERPT_CHARACTERS
@@ -45,7 +47,10 @@ def read_blocks(file: DataFile) -> Iterator[bytes]:
         blocks = _read_raw(opened, file.name)
         make = DECOMPRESSORS.get(file.name[file.name.rfind(".") :].lower())
         if make is not None:
-            blocks = _decompress(blocks, make, file.name)
+            pieces = (
+                block[at : at + COMPRESSED_BYTES] for block in blocks for at in range(0, len(block), COMPRESSED_BYTES)
+            )
+            blocks = _decompress(pieces, make, file.name)
         yield from _check_text(blocks, file.name)
 
 
