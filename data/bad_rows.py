@@ -1,14 +1,14 @@
 """What became of the rows of each source: bad ones with their reasons, and those left out on purpose."""
 
 import collections
+import json
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
+from data.formats.rows import EXCERPT_CHARACTERS, BadLine, Row
 from data.schema import DataError
-
-EXCERPT_CHARACTERS = 200
 
 
 class BadRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +58,18 @@ class BadRows:
                     f"source {source!r}: {bad} of {self.read[source]} rows are bad, more than "
                     f"data.max_dropped {max_dropped:g}; the first: {first.file}:{first.line}: {first.reason}"
                 )
+
+
+def note_bad(bad_rows: BadRows, row: Row, *, source: str, reason: str, language: str = "") -> None:
+    """Adds a row that was read but cannot be used. Raises DataError if the policy is `error`."""
+    text = json.dumps(row.fields, ensure_ascii=False)[:EXCERPT_CHARACTERS]
+    excerpt = text.encode("utf-8", errors="replace").decode()
+    bad_rows.add(BadRow(source=source, file=row.file, line=row.line, reason=reason, language=language, excerpt=excerpt))
+
+
+def note_bad_line(bad_rows: BadRows, line: BadLine, *, source: str) -> None:
+    """Adds a row that could not be read. Raises DataError if the policy is `error`."""
+    bad_rows.add(BadRow(source=source, file=line.file, line=line.line, reason=line.reason, excerpt=line.excerpt))
 
 
 def write_bad_rows(bad_rows: BadRows, path: Path) -> None:
