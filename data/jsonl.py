@@ -5,20 +5,11 @@ import glob
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from data.bad_rows import EXCERPT_CHARACTERS, BadRow, BadRows
+from data.formats.rows import Row
 from data.schema import DataError
-
-
-class Row(NamedTuple):
-    """One JSON object and where it stands."""
-
-    fields: dict[str, Any]
-    file: str
-    """Path below `data.root` where it lies there, else the full path."""
-    line: int
-    """From 1."""
 
 
 def find_files(pattern: str, root: Path) -> list[Path]:

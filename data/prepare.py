@@ -25,11 +25,10 @@ from data.chat import (
 )
 from data.config import DataConfig, TokenizerConfig
 from data.dataset import Dataset, encode_dataset, read_dataset, write_dataset
-from data.jsonl import find_files
 from data.plan import Plan, build_plan, read_plan, write_plan
 from data.schema import Conversation, DataError
-from data.source_config import FileSource, TreeSource
-from data.sources import load_sources
+from data.source_config import FileSource
+from data.sources import find_source_files, load_sources
 from data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 # Packages whose contents or behaviour become training data.
@@ -122,8 +121,8 @@ def fingerprint_inputs(
     files = []
     root = Path(config.root)
     for source in config.sources:
-        if isinstance(source, FileSource | TreeSource):
-            files += [_stamp(path, root) for path in find_files(source.path, root)]
+        if isinstance(source, FileSource):
+            files += [_stamp(path, root) for path in find_source_files(source, root)]
     if tokenizer_config.path is not None:
         files += [_stamp(path, root) for path in _list_tokenizer_files(Path(tokenizer_config.path))]
     if tokenizer_config.template is not None and tokenizer_config.template not in list_templates():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data.bad_rows import BadRows, write_bad_rows
 from data.config import DataConfig
 from data.schema import DataError, Turn
-from data.source_config import FileSource, TreeSource
+from data.source_config import FileSource
 from data.sources import check_sources, load_source, load_sources
 
 QA = [{"role": "user", "content": "{{ q }}"}, {"role": "assistant", "content": "{{ a }}"}]
@@ -79,7 +79,7 @@ def test_nan_and_huge_numbers_elsewhere_in_a_row_are_no_fault(tmp_path):
         (b'{"q": 1' + b"0" * 5000 + b"}", "cannot be read"),
         ({"q": "Q", "lang": "en"}, r"messages.1.content: 'a' is undefined; the row's fields are q, lang"),
         ({"q": "Q", "a": "A"}, "no field 'lang' to read the language from; fields are q, a"),
-        (GOOD | {"lang": "english"}, "'english' is not a language tag.*did you mean en"),
+        (GOOD | {"lang": "englisch"}, "'englisch' is not a language tag.*did you mean en"),
         (GOOD | {"lang": False}, "not text but bool; .* quote it"),
         (GOOD | {"lang": None}, "not text but NoneType"),
         (GOOD | {"lang": ["en"]}, "not text but list"),
@@ -266,7 +266,7 @@ def test_templates_are_sandboxed_and_their_failures_are_bad_rows(tmp_path, attac
         ({"messages": [QA[0]]}, r"^data\.sources\.1\.messages has no message of role assistant"),
         ({"where": "a =="}, r"^data\.sources\.1\.where is no Jinja expression"),
         ({"language": {"constant": "xx"}}, r"^data\.sources\.1\.language: 'xx' is not a language tag"),
-        ({"language": {"file_name": "(a)(b)"}}, r"^data\.sources\.1\.language: .*exactly one group"),
+        ({"language": {"file_name": "(a)(b)"}}, r"^data\.sources\.1\.language\.file_name: .*exactly one group"),
         (
             {"language": {"file_name": "("}},
             r"^data\.sources\.1\.language\.file_name: .*no regular expression",
@@ -297,7 +297,7 @@ def message(identity, parent, role="prompter", **more):
     return {"message_id": identity, "parent_id": parent, "role": role, "text": identity, "lang": "en"} | more
 
 
-TREE = msgspec.convert({"kind": "tree", "name": "t", "path": "rows.jsonl", "language": {"field": "lang"}}, TreeSource)
+TREE = FileSource(name="t", path="rows.jsonl", rows="tree", task="chat")
 FOREST = [
     message("r1", None),
     message("worse", "r1", "assistant", rank=1),
@@ -334,8 +334,10 @@ def test_the_best_ranked_path_of_each_tree_ends_with_its_last_answer(tmp_path):
         (message("x", "x"), "its own ancestor"),
         (message("r1", None), r"message_id 'r1' is also at rows\.jsonl:1"),
         (message("x", "r1", text=""), "empty user turn"),
-        (message("x", "r1", rank="first"), "field 'rank' is 'first', neither a number nor null"),
-        (message("x", 7), "field 'parent_id' is 7, not text"),
+        (message("x", "r1", rank="first"), "field 'rank' is the text 'first', neither a number nor null"),
+        (message("x", "r1", rank=float("nan")), "field 'rank' is a number"),
+        (message("x", 7), "field 'parent_id' is a number"),
+        (message("x", "r1", role="moderator"), "unknown role 'moderator'"),
         ({"message_id": "x"}, "no field 'parent_id'"),
         (message("x", "r1", lang="xx"), "not a language tag"),
     ],
