@@ -42,7 +42,7 @@ def read_rows(files: list[Path], *, root: Path, source: str, bad_rows: BadRows) 
 
 def note_bad(bad_rows: BadRows, row: Row, *, source: str, reason: str, language: str = "") -> None:
     """Adds a row that was read but cannot be used. Raises DataError if the policy is `error`."""
-    excerpt = json.dumps(row.fields, ensure_ascii=False).encode("utf-8", errors="replace").decode()
+    excerpt = json.dumps(row.fields, ensure_ascii=False, default=repr).encode("utf-8", errors="replace").decode()
     _add(bad_rows, excerpt, source=source, file=row.file, line=row.line, reason=reason, language=language)
 
 

@@ -282,7 +282,7 @@ def _stamp(path: Path, root: Path) -> tuple[str, int, int]:
 def _hash_code() -> str:
     digest = hashlib.sha256()
     folder = Path(__file__).parent
-    for path in sorted([*folder.glob("*.py"), *folder.glob("phrases/*.yaml"), *SHIPPED.glob("*.jinja")]):
+    for path in sorted([*folder.rglob("*.py"), *folder.glob("phrases/*.yaml"), *SHIPPED.glob("*.jinja")]):
         digest.update(f"{path.relative_to(folder)}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -8,13 +8,14 @@ from data.formats.rows import Row
 from data.mapping import CompiledMapping, compile_mapping, is_wanted, make_context, render_turns
 from data.schema import Conversation, DataError, Turn
 from data.schemas.detection import MAPPING, Shape, check_columns, find_shape
+from data.schemas.forms import is_only_text
 from data.schemas.messages import MessageKeys, read_messages, refuse_media
 from data.schemas.pairs import Columns, Fields, read_instruction, read_prompt_completion, read_text
 from data.schemas.preference import read_best
 from data.schemas.row_language import check_language_rule, find_language, find_rule
 from data.schemas.tools import read_tools
 from data.schemas.turns import add_system, check_order
-from data.schemas.values import is_empty, printable, take_optional_text
+from data.schemas.values import is_empty, printable, show_names, take_optional_text
 from data.source_config import FileSource, LanguageRule
 
 SAMPLE_ROWS = 64
@@ -119,11 +120,17 @@ class Converter:
                     f"field {name!r} would go unread: none of the first {SAMPLE_ROWS} rows has it; "
                     f"name it in `columns`, or leave such rows out with `where`"
                 )
+        if self.form == "text" and self.source.rows == "auto" and not is_only_text(fields, self.shape.columns["text"]):
+            raise DataError(
+                f"other fields beside the text: {show_names(fields)}; say `rows: text` if it alone is meant"
+            )
 
 
 def _read_list(fields: Fields, columns: Columns, name: str) -> tuple[Turn, ...]:
     keys = MessageKeys(columns["role"], columns["content"])
-    turns = read_messages(fields.get(name), keys, f"field {name!r}") if name in fields else ()
+    if name not in fields:
+        raise DataError(f"no field {name!r}; fields are {show_names(fields)}")
+    turns = read_messages(fields[name], keys, f"field {name!r}")
     return add_system(take_optional_text(fields, columns["system"]), turns, f"field {columns['system']!r}")
 
 

@@ -1,5 +1,6 @@
 """Which form the rows of a source have, and which of their fields are read as what."""
 
+import contextlib
 import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from data.formats.rows import Row
 from data.schema import DataError
 from data.schemas.forms import CHOSEN, FORMS, LANGUAGE_FIELDS, LOST_CONTEXT, REJECTED, Field, Form, tree_form
 from data.schemas.messages import CONTENT_KEYS, ROLE_KEYS
-from data.schemas.values import is_empty, show_names
+from data.schemas.values import is_empty, show_names, take_list
 from data.source_config import FileSource
 
 MESSAGE_KEYS = {"role": ROLE_KEYS, "content": CONTENT_KEYS}
@@ -29,7 +30,7 @@ class Shape(msgspec.Struct, frozen=True, kw_only=True):
     columns: dict[str, str] = {}
     """Every field of the form, and what the rows call it."""
     unseen: frozenset[str] = frozenset()
-    """Names of optional fields that no row of the sample has: one that turns up later would go unread."""
+    """Names of fields that no row of the sample has, and that would go unread in a later row."""
     notices: tuple[str, ...] = ()
 
 
@@ -119,16 +120,17 @@ def _name_columns(form: Form, source: FileSource, sample: Sequence[Row], place: 
     columns = {field.name: _pick(field, seen, source, form, place) for field in form.fields}
     if form.keys is not None:
         columns |= _pick_keys(form, columns, source, sample, place)
-    unseen = {name for field in form.fields if not field.required for name in field.names if name not in seen}
+    unseen = {name for field in form.fields if field.name not in source.columns for name in field.names}
     if form.name in QUESTIONS and source.rows == "auto":
         _refuse_lost(form, columns, source, seen, place)
+        unseen |= LOST_CONTEXT
     notices = [_tell_form(form, columns, source), *_tell_untrained(form, columns, source, sample)]
     if unread := [name for name in seen if name not in {*columns.values(), *LANGUAGE_FIELDS}]:
         notices.append(f"source {source.name}: not read: {show_names(unread)}")
     return Shape(
         form=form.name,
         columns=columns,
-        unseen=frozenset(unseen - set(columns.values())) if form.name != "tree" else frozenset(),
+        unseen=frozenset(unseen - seen.keys() - set(columns.values())),
         notices=tuple(notices),
     )
 
@@ -162,8 +164,8 @@ def _pick_keys(
     form: Form, columns: Mapping[str, str], source: FileSource, sample: Sequence[Row], place: str
 ) -> dict[str, str]:
     """What the messages of the sample call their role and content: the form's own keys, unless none has them."""
-    lists = [row.fields.get(name) for row in sample for name in columns.values()]
-    messages = [message for value in lists if isinstance(value, list) for message in value if isinstance(message, dict)]
+    lists = [_messages_of(row.fields.get(name)) for row in sample for name in columns.values()]
+    messages = [message for found in lists for message in found if isinstance(message, dict)]
     seen = {name: 1 for message in messages for name, value in message.items() if value is not None}
     keys = {}
     for key, own in zip(MESSAGE_KEYS, form.keys or (), strict=True):
@@ -176,6 +178,14 @@ def _pick_keys(
         else:
             keys[key] = _pick(field, seen, source, form, place)
     return keys
+
+
+def _messages_of(value: Any) -> list[Any]:
+    """The list that a field holds, as it is or as JSON text; none where it holds anything else."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        with contextlib.suppress(DataError):
+            value = take_list(value, "")
+    return value if isinstance(value, list) else []
 
 
 def _refuse_lost(

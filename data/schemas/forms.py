@@ -33,8 +33,9 @@ BESIDE_TEXT = frozenset(
 )  # fmt: skip
 """Fields that say where a plain text is from; any other would be left untrained without a word."""
 LOST_CONTEXT: frozenset[str] = frozenset(
-    ("context", "passage", "paragraph", "document", "article", "choices", "options", "evidence", "table", "code")
-)
+    ("context", "passage", "paragraph", "document", "article", "choices", "options", "evidence", "table", "code",
+     "history")
+)  # fmt: skip
 """Fields that a question cannot be answered without, and that no form of question and answer reads."""
 
 
@@ -89,6 +90,12 @@ def holds_side(value: Any) -> bool:
     return holds_text(value) or holds_messages(value)
 
 
+def is_only_text(fields: Mapping[str, Any], name: str = "text") -> bool:
+    """Whether a row says nothing but a text, in the field `name`, and where it is from."""
+    said = (other for other, value in fields.items() if not is_empty(value))
+    return all(other == name or other in BESIDE_TEXT or other.startswith("_") for other in said)
+
+
 def _has_any(message: Mapping[str, Any], names: tuple[str, ...]) -> bool:
     return any(name in message for name in names)
 
@@ -102,11 +109,6 @@ def _holds_roles(value: Any) -> bool:
     if isinstance(value, str):
         return value.lstrip().startswith("[{")
     return holds_messages(value) and not _holds_sharegpt(value)
-
-
-def _is_only_text(fields: Mapping[str, Any]) -> bool:
-    said = (name for name, value in fields.items() if not is_empty(value))
-    return all(name == "text" or name in BESIDE_TEXT or name.startswith("_") for name in said)
 
 
 def _has_prompt(fields: Mapping[str, Any]) -> bool:
@@ -167,7 +169,7 @@ FORMS = (
             HISTORY,
         ),
     ),
-    Form("text", (Field("text", required=True, holds=holds_text),), fits=_is_only_text),
+    Form("text", (Field("text", required=True, holds=holds_text),), fits=is_only_text),
 )
 
 

@@ -38,7 +38,7 @@ def read_prompt_completion(fields: Fields, columns: Columns) -> tuple[Turn, ...]
     The completion is what is trained: assistant turns of the prompt are not, unless they say so themselves.
     """
     prompt = read_side(fields, columns["prompt"], columns, role="user")
-    completion = read_side(fields, columns["completion"], columns, role="assistant")
+    completion = read_answer(fields, columns["completion"], columns, prompt)
     turns = (*leave_untrained(prompt), *completion)
     return add_system(take_optional_text(fields, columns["system"]), turns, f"field {columns['system']!r}")
 
@@ -52,6 +52,22 @@ def read_side(fields: Fields, name: str, columns: Columns, *, role: str) -> tupl
     if not turns:
         raise DataError(f"field {name!r} is a list without messages")
     return turns
+
+
+def read_answer(fields: Fields, name: str, columns: Columns, prompt: tuple[Turn, ...] = ()) -> tuple[Turn, ...]:
+    """Returns the turns of an answer, without the prompt where its messages begin by repeating it.
+
+    Raises DataError if the answer begins with another question: it would be asked twice.
+    """
+    turns = read_side(fields, name, columns, role="assistant")
+    size = len(prompt)
+    answer = turns[size:] if size and turns[:size] == prompt else turns
+    if not answer or answer[0].role in ("system", "user"):
+        found = f"begins with a {answer[0].role} turn" if answer else "is the prompt again"
+        raise DataError(
+            f"field {name!r} {found}; an answer begins with the assistant, or repeats the prompt word by word"
+        )
+    return answer
 
 
 def read_text(fields: Fields, columns: Columns) -> tuple[Turn, ...]:

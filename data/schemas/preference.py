@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from data.schema import DataError, Turn
 from data.schemas.messages import MessageKeys, read_messages
-from data.schemas.pairs import Columns, Fields, read_asked, read_side
+from data.schemas.pairs import Columns, Fields, read_answer, read_asked, read_side
 from data.schemas.turns import add_system, check_order, check_turn, leave_untrained
 from data.schemas.values import check_text, describe, take_list, take_optional_text, take_text
 
@@ -58,14 +58,7 @@ def _read_pair(fields: Fields, columns: Columns) -> Ranked:
     if fields.get(columns["prompt"]) is None:
         return _split_pair(tuple(_read_whole(fields, name, columns) for name in names), names)
     prompt = read_side(fields, columns["prompt"], columns, role="user")
-    answers = (read_side(fields, name, columns, role="assistant") for name in names)
-    return Ranked(prompt, tuple(_leave_out(prompt, answer) for answer in answers))
-
-
-def _leave_out(prompt: tuple[Turn, ...], answer: tuple[Turn, ...]) -> tuple[Turn, ...]:
-    """The answer alone, where it repeats the prompt that has a field of its own (UltraFeedback does)."""
-    size = len(prompt)
-    return answer[size:] if len(answer) > size and answer[:size] == prompt else answer
+    return Ranked(prompt, tuple(read_answer(fields, name, columns, prompt) for name in names))
 
 
 def _split_pair(whole: tuple[tuple[Turn, ...], ...], names: tuple[str, ...]) -> Ranked:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data.bad_rows import BadRows, write_bad_rows
 from data.config import DataConfig
 from data.schema import DataError, Turn
-from data.source_config import FileSource
+from data.source_config import FileSource, TreeFields
 from data.sources import check_sources, load_source, load_sources
 
 QA = [{"role": "user", "content": "{{ q }}"}, {"role": "assistant", "content": "{{ a }}"}]
@@ -359,6 +359,53 @@ def test_nothing_of_a_forest_is_lost_without_being_counted(tmp_path):
     assert bad_rows.left_out["t"]["below a bad message"] == 2
     used = sum(len(conversation.turns) for conversation in conversations)
     assert used + len(bad_rows.rows) + bad_rows.left_out["t"].total() == bad_rows.read["t"] == 16
+
+
+def test_trees_are_known_by_their_fields_and_where_keeps_or_leaves_whole_ones(tmp_path):
+    write(tmp_path, *FOREST)
+    found = msgspec.structs.replace(TREE, rows="auto", where="text != 'r1'", limit=1)
+    conversations, bad_rows = load(tmp_path, found)
+    assert texts(conversations) == [[("user", "r3"), ("assistant", "only")]]
+    assert bad_rows.left_out["t"] == {"where": 8, "no answer": 1, "not on the best path": 0}
+    broken = msgspec.structs.replace(TREE, where="missing > 1")
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: .*'missing' is undefined"):
+        load(tmp_path, broken)
+
+
+def test_a_forest_with_a_system_prompt_and_other_names_is_read_as_one(tmp_path):
+    rows = [{"key": "a", "up": None, "who": "system", "says": "s", "lang": "en"}]
+    rows += [{"key": "b", "up": "a", "who": "human", "says": "q", "lang": "en"}]
+    rows += [{"key": "c", "up": "b", "who": "helper", "says": "a", "lang": "en"}]
+    write(tmp_path, *rows)
+    names = {"id": "key", "parent": "up", "role": "who", "text": "says", "assistant_role": "helper"}
+    source = FileSource(name="t", path="rows.jsonl", tree=msgspec.convert(names, TreeFields))
+    assert texts(load(tmp_path, source)[0]) == [[("system", "s"), ("user", "q"), ("assistant", "a")]]
+
+
+def test_several_paths_are_read_in_their_order_each_file_once(tmp_path):
+    for name in ("b", "a"):
+        write(tmp_path, GOOD | {"q": name}, name=f"{name}.jsonl")
+    conversations, _ = load(tmp_path, jsonl(path=["b.jsonl", "*.jsonl"]))
+    assert [c.id for c in conversations] == ["b.jsonl:1", "a.jsonl:1"]
+
+
+def test_one_bad_row_does_not_decide_the_form_or_kill_the_source(tmp_path):
+    """Open-instruct's map died with the first row its template could not take (PR 1806)."""
+    pair = {"prompt": "Q", "completion": "A", "lang": "sw"}
+    write(tmp_path, pair | {"completion": None}, b"{", pair, pair | {"lang": "und"}, {"text": "x"} | pair)
+    source = FileSource(name="s", path="rows.jsonl")
+    with pytest.raises(DataError, match=r"^rows\.jsonl:1: field 'completion' is null, not text; fix it"):
+        load(tmp_path, source)
+    conversations, bad_rows = load(tmp_path, source, policy="skip")
+    assert [c.id for c in conversations] == ["rows.jsonl:3", "rows.jsonl:5"]
+    assert [(row.line, row.language) for row in bad_rows.rows] == [(1, "sw"), (2, ""), (4, "")]
+    assert bad_rows.read["s"] == 5
+
+
+def test_an_unclear_form_is_refused_whatever_the_policy(tmp_path):
+    write(tmp_path, {"a": "b", "lang": "sw"})
+    with pytest.raises(DataError, match=r"^source 's': rows of source 's' have the fields a, lang, which is none of"):
+        load(tmp_path, FileSource(name="s", path="rows.jsonl"), policy="skip")
 
 
 @pytest.mark.realdata
