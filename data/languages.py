@@ -1,7 +1,10 @@
 """Language tags: one standard form for the many codes data uses, and what follows from a tag."""
 
+import collections
+import contextlib
 import difflib
 import functools
+from collections.abc import Mapping
 
 import babel
 import langcodes
@@ -30,6 +33,46 @@ def standardize(tag: str) -> str:
     if not isinstance(tag, str):
         raise LanguageError(_not_text(tag))
     return _standardize(tag)
+
+
+def resolve(value: object, codes: Mapping[str, str] | None = None) -> str:
+    """Returns the standard form of what data calls a language: a name in `codes`, a code, or CLDR's English name.
+
+    `Swahili`, `swahili` and `swh` are `sw`. Raises LanguageError for anything else, for text that is the code of one
+    language and, capitalised, the name of another (`Kom`), and for what is no text.
+    """
+    if not isinstance(value, str):
+        raise LanguageError(_not_text(value))
+    if codes and value in codes:
+        return standardize(codes[value])
+    return _resolve(value)
+
+
+@functools.lru_cache(maxsize=4096)
+def _resolve(value: str) -> str:
+    named = _english_names().get(value.strip().lower())
+    try:
+        coded = _standardize(value)
+    except LanguageError:
+        if named is None:
+            raise
+        return named
+    if named not in (None, coded) and value.strip().istitle():
+        raise LanguageError(
+            f"{value!r} is the code of {english_name(coded)} ({coded}) and the name of another language ({named}); "
+            f"say which in `codes`: {{{value.strip()}: {named}}}"
+        )
+    return coded
+
+
+@functools.cache
+def _english_names() -> dict[str, str]:
+    """Standard tags by CLDR's English names in lower case, those of one language only."""
+    tags: dict[str, set[str]] = collections.defaultdict(set)
+    for code, name in babel.Locale("en").languages.items():
+        with contextlib.suppress(LanguageError):
+            tags[str(name).lower()].add(_standardize(str(code)))
+    return {name: min(found) for name, found in tags.items() if len(found) == 1}
 
 
 @functools.lru_cache(maxsize=4096)

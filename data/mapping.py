@@ -1,7 +1,6 @@
 """Mappings from rows to turns: sandboxed Jinja templates written in the recipe, compiled once."""
 
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -10,7 +9,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from data import languages
 from data.schema import DataError, Turn
-from data.source_config import FileSource, LanguageRule, MessageTemplate
+from data.schemas.turns import check_order, check_turn
+from data.schemas.values import show_names
+from data.source_config import FileSource, MessageTemplate
 
 FUNCTIONS = {"language_name": languages.own_name, "english_name": languages.english_name}
 """What templates can call besides Jinja's own filters."""
@@ -27,7 +28,7 @@ class CompiledMessage(NamedTuple):
 
 
 class CompiledMapping(NamedTuple):
-    """The messages and the filter of a source, ready to render."""
+    """The messages and the filter of a source, ready to render; no messages where the rows' form is known."""
 
     messages: tuple[CompiledMessage, ...]
     where: Callable[..., Any] | None
@@ -47,7 +48,7 @@ def compile_mapping(source: FileSource, place: str) -> CompiledMapping:
         _compile_message(environment, message, f"{place}.messages.{index}")
         for index, message in enumerate(source.messages)
     )
-    if not any(_answers(message) for message in messages):
+    if messages and not any(_answers(message) for message in messages):
         raise DataError(f"{place}.messages has no message of role assistant, so nothing would be trained; add one")
     where = None
     if source.where is not None:
@@ -73,57 +74,10 @@ def is_wanted(mapping: CompiledMapping, context: dict[str, Any]) -> bool:
 def render_turns(mapping: CompiledMapping, context: dict[str, Any]) -> tuple[Turn, ...]:
     """Returns the row's turns. Content is taken as rendered: a template that wants it trimmed says `| trim`.
 
-    A system message that renders to nothing is left out. Raises DataError if a template fails on the row, a
-    user or assistant turn is empty, or the last turn is not the assistant's.
+    A system message that renders to nothing is left out. Raises DataError if a template fails on the row, or gives
+    what `check_turn` and `check_order` refuse.
     """
-    turns = tuple(turn for message in mapping.messages for turn in _render_message(message, context))
-    if not turns:
-        raise DataError("the row has no turns")
-    if turns[-1].role != "assistant":
-        raise DataError(f"the conversation ends with a {turns[-1].role} turn; end it with the assistant's")
-    return turns
-
-
-def check_turn(turn: Turn, place: str) -> Turn:
-    """Returns the turn. Raises DataError if it is an empty user or assistant turn, or no Unicode text."""
-    if turn.role in ("user", "assistant") and not turn.content.strip():
-        raise DataError(f"empty {turn.role} turn ({place})")
-    try:
-        turn.content.encode("utf-8")
-    except UnicodeEncodeError as error:
-        found = ascii(turn.content[error.start])
-        raise DataError(f"lone surrogate {found} in the {turn.role} turn ({place}), not Unicode text") from None
-    return turn
-
-
-def find_language(rule: LanguageRule, *, row: Mapping[str, Any], file_name: str) -> str:
-    """Returns the row's standardised tag. Raises DataError if the field is missing or holds no tag."""
-    if rule.constant is not None:
-        return languages.standardize(rule.constant)
-    if rule.file_name is not None:
-        found = re.fullmatch(rule.file_name, file_name)
-        if found is None:
-            raise DataError(f"file {file_name!r} does not match language.file_name {rule.file_name!r}")
-        return languages.standardize(found[1])
-    if rule.field is None or rule.field not in row:
-        raise DataError(f"no field {rule.field!r} to read the language from; fields are {', '.join(row)}")
-    try:
-        return languages.standardize(row[rule.field])
-    except languages.LanguageError as error:
-        raise DataError(f"field {rule.field!r}: {error}") from None
-
-
-def check_language_rule(rule: LanguageRule, place: str) -> None:
-    """Raises DataError unless the rule is usable: a constant is a tag, a file-name pattern has one group."""
-    try:
-        if rule.constant is not None:
-            languages.standardize(rule.constant)
-        if rule.file_name is not None and re.compile(rule.file_name).groups != 1:
-            raise DataError(f"the pattern {rule.file_name!r} needs exactly one group, around the tag")
-    except re.error as error:
-        raise DataError(f"{place}.file_name: {rule.file_name!r} is no regular expression: {error}") from None
-    except DataError as error:
-        raise DataError(f"{place}: {error}") from None
+    return check_order([turn for message in mapping.messages for turn in _render_message(message, context)])
 
 
 def _compile_message(
@@ -168,7 +122,7 @@ def _guard(render: Callable[[], Any], place: str, context: dict[str, Any]) -> An
     try:
         return render()
     except jinja2.UndefinedError as error:
-        raise DataError(f"{place}: {error.message}; the row's fields are {', '.join(context['row'])}") from None
+        raise DataError(f"{place}: {error.message}; the row's fields are {show_names(context['row'])}") from None
     except DataError as error:
         raise DataError(f"{place}: {error}") from None
     except Exception as error:

@@ -28,19 +28,23 @@ class MessageTemplate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class LanguageRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where a row's language comes from: exactly one of the three."""
+    """Where a row's language comes from: exactly one of `field`, `constant`, `file_name` and `path`."""
 
     field: str | None = None
-    """A field of the row holding a BCP-47, ISO 639 or FLORES code (`swh_Latn`)."""
+    """A field of the row holding a BCP-47, ISO 639 or FLORES code (`swh_Latn`), or a language's English name."""
     constant: str | None = None
     """One tag for every row."""
     file_name: str | None = None
     """A regular expression with one group, matched against the file's name: `xnli_(.+)\\.jsonl`."""
+    path: str | None = None
+    """A regular expression with one group, searched in the file's path below `data.root`: `/([a-z]{3})/`."""
+    codes: dict[str, str] = {}
+    """What names of the data's own mean, wherever they stand: `{kiswahili_sanifu: sw}`. They win over all codes."""
 
     def __post_init__(self) -> None:
-        given = [value for value in (self.field, self.constant, self.file_name) if value is not None]
+        given = [value for value in (self.field, self.constant, self.file_name, self.path) if value is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of `field`, `constant` and `file_name`; {len(given)} are given")
+            raise ValueError(f"give exactly one of `field`, `constant`, `file_name` and `path`; {len(given)} are given")
 
 
 class LossConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

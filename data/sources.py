@@ -1,24 +1,18 @@
-"""Sources of a recipe, loaded as conversations: JSON Lines, message trees, embedded facts, procedures."""
+"""Sources of a recipe as conversations: rows of files, converted one by one; trees, facts and procedures whole."""
 
-from collections.abc import Callable
+import collections
+import itertools
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from data.bad_rows import BadRows
 from data.config import DataConfig
-from data.jsonl import Row, find_files, note_bad, read_rows
-from data.mapping import (
-    CompiledMapping,
-    check_language_rule,
-    compile_mapping,
-    find_language,
-    is_wanted,
-    make_context,
-    render_turns,
-)
+from data.formats.rows import Row
+from data.jsonl import find_files, note_bad, read_rows
 from data.schema import Conversation, DataError
-from data.source_config import CldrSource, FileSource, ProceduralSource, Source, TreeSource
-from data.trees import load_trees
+from data.schemas.converter import SAMPLE_ROWS, TREE, Converter, check_file_source, make_converter
+from data.source_config import CldrSource, FileSource, ProceduralSource, Source
+from data.trees import read_trees
 
 
 def check_sources(sources: tuple[Source, ...]) -> None:
@@ -34,12 +28,10 @@ def check_sources(sources: tuple[Source, ...]) -> None:
         if source.name in places:
             raise DataError(f"{place}.name {source.name!r} is taken by {places[source.name]}; give each its own")
         places[source.name] = place
-        if isinstance(source, CldrSource | ProceduralSource) and source.split == "heldout":
-            raise DataError(f"{place}.split is heldout: it is kept for evaluation; train on split: train")
-        if isinstance(source, FileSource | TreeSource):
-            check_language_rule(source.language, f"{place}.language")
         if isinstance(source, FileSource):
-            compile_mapping(source, place)
+            check_file_source(source, place)
+        elif source.split == "heldout":
+            raise DataError(f"{place}.split is heldout: it is kept for evaluation; train on split: train")
 
 
 def load_sources(config: DataConfig, *, bad_rows: BadRows) -> list[Conversation]:
@@ -60,70 +52,91 @@ def load_source(source: Source, *, root: Path, bad_rows: BadRows, place: str = "
     """Returns a source's conversations, the same list each time.
 
     `place` is the source's key in the recipe, for messages. Raises DataError, whatever the policy of
-    `bad_rows`, if a file is missing or empty, or nothing of the source is left.
+    `bad_rows`, if a file is missing or empty, the form of its rows is not clear, or nothing of the source is left.
     """
-    loaders: dict[type, Callable[..., list[Conversation]]] = {
-        FileSource: load_jsonl,
-        TreeSource: _load_trees,
-        CldrSource: _load_cldr,
-        ProceduralSource: _load_procedural,
-    }
     place = place or f"source {source.name!r}"
-    conversations = loaders[type(source)](source, root=root, bad_rows=bad_rows, place=place)
+    conversations = (
+        _load_files(source, root=root, bad_rows=bad_rows, place=place)
+        if isinstance(source, FileSource)
+        else load_embedded(source)
+    )
     if not conversations:
         reasons = _explain(source.name, bad_rows)
         raise DataError(f"{place}: every row of source {source.name!r} was left out: {reasons}")
     return conversations
 
 
-def load_jsonl(source: FileSource, *, root: Path, bad_rows: BadRows, place: str) -> list[Conversation]:
-    """Returns the rows of JSON Lines files that pass `where`, mapped to conversations; at most `limit`,
-    evenly spaced over all of them. Every row is mapped, so a bad one is found wherever it stands."""
-    mapping = compile_mapping(source, place)
-    conversations = []
-    for row in read_rows(find_files(source.path, root), root=root, source=source.name, bad_rows=bad_rows):
-        conversation = _map_row(row, source, mapping=mapping, bad_rows=bad_rows)
-        if conversation is not None:
-            conversations.append(conversation)
-    if source.limit is None or len(conversations) <= source.limit:
-        return conversations
-    bad_rows.left_out[source.name]["limit"] += len(conversations) - source.limit
-    return [conversations[index * len(conversations) // source.limit] for index in range(source.limit)]
-
-
-def _map_row(row: Row, source: FileSource, *, mapping: CompiledMapping, bad_rows: BadRows) -> Conversation | None:
-    language = ""
-    try:
-        language = find_language(source.language, row=row.fields, file_name=Path(row.file).name)
-        context = make_context(row.fields, language=language, line=row.line)
-        if not is_wanted(mapping, context):
-            bad_rows.left_out[source.name]["where"] += 1
-            return None
-        turns = render_turns(mapping, context)
-    except DataError as error:
-        note_bad(bad_rows, row, source=source.name, reason=str(error), language=language)
-        return None
-    return Conversation(
-        turns=turns, language=language, source=source.name, task=source.task, id=f"{row.file}:{row.line}"
-    )
-
-
-def _load_trees(source: TreeSource, *, root: Path, bad_rows: BadRows, place: str) -> list[Conversation]:
-    del place
-    return load_trees(source, root=root, bad_rows=bad_rows)
-
-
-def _load_cldr(source: CldrSource, **_: Any) -> list[Conversation]:
+def load_embedded(source: CldrSource | ProceduralSource) -> list[Conversation]:
+    """Returns the conversations of a source that reads no file."""
     # Imported when asked for: reading CLDR for a recipe of files alone would be wasted start-up time.
-    from data.cldr import cldr_conversations
+    if isinstance(source, CldrSource):
+        from data.cldr import cldr_conversations
 
-    return cldr_conversations(source)
-
-
-def _load_procedural(source: ProceduralSource, **_: Any) -> list[Conversation]:
+        return cldr_conversations(source)
     from data.procedural import procedural_conversations
 
     return procedural_conversations(source)
+
+
+def convert_rows(rows: Iterable[Row], converter: Converter, *, bad_rows: BadRows) -> Iterator[Conversation]:
+    """Yields the conversations of rows, one by one; for every form but `tree`, whose rows make sense together only.
+
+    Rows that `where` leaves out are counted in `bad_rows.left_out`, bad ones are added to `bad_rows`.
+    """
+    name = converter.source.name
+    for row in rows:
+        try:
+            conversation = converter.convert(row)
+        except DataError as error:
+            note_bad(bad_rows, row, source=name, reason=str(error), language=_language_of(row, converter))
+            continue
+        if conversation is None:
+            bad_rows.left_out[name]["where"] += 1
+        else:
+            yield conversation
+
+
+def take_evenly(conversations: list[Conversation], limit: int | None) -> list[Conversation]:
+    """Returns at most `limit` conversations, evenly spaced: of 10, limit 4 takes 0, 2, 5 and 7."""
+    if limit is None or len(conversations) <= limit:
+        return conversations
+    return [conversations[index * len(conversations) // limit] for index in range(limit)]
+
+
+def find_source_files(source: FileSource, root: Path) -> list[Path]:
+    """Returns the files of a source, in the order of its paths, each once. Raises DataError if a path has none."""
+    patterns = (source.path,) if isinstance(source.path, str) else source.path
+    return list(dict.fromkeys(file for pattern in patterns for file in find_files(pattern, root)))
+
+
+def _load_files(source: FileSource, *, root: Path, bad_rows: BadRows, place: str) -> list[Conversation]:
+    """Every row is converted, so a bad one is found wherever it stands, also where `limit` would not look."""
+    check_file_source(source, place)
+    files = find_source_files(source, root)
+    # Looked at before and apart from reading, so that bad rows come up in the files' order.
+    ahead = read_rows(files, root=root, source=source.name, bad_rows=BadRows("skip"))
+    sample = list(itertools.islice(ahead, SAMPLE_ROWS))
+    rows = read_rows(files, root=root, source=source.name, bad_rows=bad_rows)
+    if not sample:
+        collections.deque(rows, maxlen=0)  # all bad: said by their own reasons, or counted
+        return []
+    converter = make_converter(source, sample, place=place)
+    if converter.form == TREE:
+        conversations = read_trees(rows, converter, bad_rows=bad_rows)
+    else:
+        conversations = list(convert_rows(rows, converter, bad_rows=bad_rows))
+    taken = take_evenly(conversations, source.limit)
+    if len(taken) < len(conversations):
+        bad_rows.left_out[source.name]["limit"] += len(conversations) - len(taken)
+    return taken
+
+
+def _language_of(row: Row, converter: Converter) -> str:
+    """The row's tag as far as it has one, so that bad rows can be counted by language."""
+    try:
+        return converter.find_language(row)
+    except DataError:
+        return ""
 
 
 def _explain(name: str, bad_rows: BadRows) -> str:

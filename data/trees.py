@@ -2,17 +2,20 @@
 
 import collections
 import math
-from pathlib import Path
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from data.bad_rows import BadRows
-from data.jsonl import Row, find_files, note_bad, read_rows
-from data.mapping import check_turn, find_language
+from data.formats.rows import Row
+from data.jsonl import note_bad
 from data.schema import Conversation, DataError, Turn
-from data.source_config import TreeSource
+from data.schemas.converter import Converter
+from data.schemas.turns import check_turn, find_role
+from data.schemas.values import check_text, describe, show_names
+from data.source_config import FileSource, TreeFields
 
 # Reasons for leaving a message out, as they stand in `BadRows.left_out`.
-NOT_BEST, UNANSWERED, BELOW_BAD = "not on the best path", "no answer", "below a bad message"
+NOT_BEST, UNANSWERED, BELOW_BAD, WHERE = "not on the best path", "no answer", "below a bad message", "where"
 
 
 class Message(NamedTuple):
@@ -30,13 +33,15 @@ Children = dict[str | None, list[Message]]
 """Messages by the id of their parent, in the file's order; under None the roots."""
 
 
-def load_trees(source: TreeSource, *, root: Path, bad_rows: BadRows) -> list[Conversation]:
+def read_trees(rows: Iterable[Row], converter: Converter, *, bad_rows: BadRows) -> list[Conversation]:
     """Returns one conversation per tree: its root, the best-ranked reply, that one's best-ranked reply, ...
 
-    A user message that nobody answered is cut off the end. Trees without any answer, and messages off the
-    best path, are counted in `bad_rows.left_out`. A message whose parent is nowhere is a bad row.
+    A user message that nobody answered is cut off the end. Trees without any answer, messages off the best path, and
+    trees whose root `where` leaves out are counted in `bad_rows.left_out`, by messages. A message whose parent is
+    nowhere is a bad row.
     """
-    messages = _read_messages(source, root=root, bad_rows=bad_rows)
+    source = converter.source
+    messages = _read_messages(rows, converter, bad_rows=bad_rows)
     children: Children = collections.defaultdict(list)
     for message in messages.values():
         children[message.parent].append(message)
@@ -44,8 +49,17 @@ def load_trees(source: TreeSource, *, root: Path, bad_rows: BadRows) -> list[Con
     conversations, reached = [], set[str]()
     for start in list(children[None]):
         tree = _reach(start, children)
-        path = _best_path(start, children)
         reached |= tree
+        try:
+            wanted = converter.is_wanted(start.row, language=start.language)
+        except DataError as error:
+            note_bad(bad_rows, start.row, source=source.name, reason=str(error), language=start.language)
+            left_out[BELOW_BAD] += len(tree) - 1
+            continue
+        if not wanted:
+            left_out[WHERE] += len(tree)
+            continue
+        path = _best_path(start, children)
         if path:
             conversations.append(_make_conversation(path, source))
         left_out[NOT_BEST if path else UNANSWERED] += len(tree) - len(path)
@@ -60,35 +74,34 @@ def load_trees(source: TreeSource, *, root: Path, bad_rows: BadRows) -> list[Con
     return conversations
 
 
-def _read_messages(source: TreeSource, *, root: Path, bad_rows: BadRows) -> dict[str, Message]:
+def _read_messages(rows: Iterable[Row], converter: Converter, *, bad_rows: BadRows) -> dict[str, Message]:
     messages: dict[str, Message] = {}
-    files = find_files(source.path, root)
-    for row in read_rows(files, root=root, source=source.name, bad_rows=bad_rows):
+    tree = converter.source.tree
+    for row in rows:
         try:
-            message = _read_message(row, source)
+            message = _read_message(row, tree, converter)
             if message.id in messages:
                 first = messages[message.id].row
-                raise DataError(f"{source.id_field} {message.id!r} is also at {first.file}:{first.line}")
+                raise DataError(f"{tree.id} {message.id!r} is also at {first.file}:{first.line}")
             messages[message.id] = message
         except DataError as error:
-            note_bad(bad_rows, row, source=source.name, reason=str(error))
+            note_bad(bad_rows, row, source=converter.source.name, reason=str(error))
     return messages
 
 
-def _read_message(row: Row, source: TreeSource) -> Message:
-    names = (source.id_field, source.parent_field, source.role_field, source.text_field)
+def _read_message(row: Row, tree: TreeFields, converter: Converter) -> Message:
+    names = (tree.id, tree.parent, tree.role, tree.text)
     if missing := [name for name in names if name not in row.fields]:
-        raise DataError(f"no field {missing[0]!r}; fields are {', '.join(row.fields)}")
+        raise DataError(f"no field {missing[0]!r}; fields are {show_names(row.fields)}")
     identity, parent, role, text = (row.fields[name] for name in names)
-    for name, value in zip(names, (identity, parent or "", role, text), strict=True):
-        if not isinstance(value, str):
-            raise DataError(f"field {name!r} is {value!r}, not text")
-    rank = row.fields.get(source.rank_field)
+    for name, value in zip(names, (identity, "" if parent is None else parent, role, text), strict=True):
+        check_text(value, f"field {name!r}")
+    rank = row.fields.get(tree.rank)
     if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int | float) or math.isnan(rank)):
-        raise DataError(f"field {source.rank_field!r} is {rank!r}, neither a number nor null")
-    roles = {source.assistant_role: "assistant", "system": "system"}
-    turn = check_turn(Turn(roles.get(role, "user"), text), f"field {source.text_field!r}")
-    language = find_language(source.language, row=row.fields, file_name=Path(row.file).name)
+        raise DataError(f"field {tree.rank!r} is {describe(rank)}, neither a number nor null")
+    kind = "assistant" if role == tree.assistant_role else find_role(role, f"field {tree.role!r}")
+    turn = check_turn(Turn(kind, text), f"field {tree.text!r}")
+    language = converter.find_language(row)
     return Message(identity, parent or None, math.inf if rank is None else rank, turn, language, row)
 
 
@@ -125,7 +138,7 @@ def _explain_unreached(message: Message, messages: dict[str, Message]) -> str:
     return ""
 
 
-def _make_conversation(path: list[Message], source: TreeSource) -> Conversation:
+def _make_conversation(path: list[Message], source: FileSource) -> Conversation:
     row = path[0].row
     return Conversation(
         turns=tuple(message.turn for message in path),

@@ -16,10 +16,9 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from data.bad_rows import BadRows
-from data.jsonl import find_files
 from data.schema import Conversation, DataError
-from data.source_config import CldrSource, FileSource, ProceduralSource, Source, TreeSource
-from data.sources import load_source
+from data.source_config import CldrSource, FileSource, ProceduralSource, Source
+from data.sources import find_source_files, load_source
 from eval.config import EvalError
 
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
@@ -150,8 +149,8 @@ def load_documents(task: TaskConfig, *, data_root: Path) -> list[Document]:
     """
     documents: list[Document] = []
     for source in task.sources:
-        if isinstance(source, FileSource | TreeSource):
-            _check_file(task.name, source.path, data_root)
+        if isinstance(source, FileSource):
+            _check_files(task.name, source, data_root)
         options = task.options if isinstance(task, ChoiceTask) else ()
         documents += _load_documents(source, options, data_root)
     return documents
@@ -173,12 +172,13 @@ def thin_out(documents: Sequence[Document], limit: int | None) -> list[Document]
     return kept
 
 
-def _check_file(task: str, path: str, data_root: Path) -> None:
+def _check_files(task: str, source: FileSource, data_root: Path) -> None:
     try:
-        find_files(path, data_root)
+        find_source_files(source, data_root)
     except DataError as error:
+        paths = source.path if isinstance(source.path, str) else ", ".join(source.path)
         raise EvalError(
-            f"task {task} reads {path}, which is not under data_root {data_root}; "
+            f"task {task} reads {paths}, which is not under data_root {data_root}; "
             f"set data_root to the folder that holds it"
         ) from error
 
@@ -203,6 +203,8 @@ def _load(source: Source, root: Path) -> list[Conversation]:
 
 def _with_answer(source: FileSource, template: str) -> FileSource:
     """The source with another template for its last message: how an option is rendered from a row."""
+    if not source.messages:
+        raise EvalError(f"source {source.name}: a choice task words its options by `messages`; write them")
     last = source.messages[-1]
     if last.role != "assistant" or last.each is not None:
         raise EvalError(f"source {source.name}: the last message of a choice task must be the assistant's")

@@ -30,7 +30,9 @@ def write_messages(path: Path, count: int, *, seed: int = 0) -> None:
             language = draw.choice(languages)
             messages = []
             for question, answer in draw.choices(by_language[language], k=draw.randint(1, 8)):
-                told = " ".join(text for pair in draw.choices(by_language[language], k=draw.randint(0, 6)) for text in pair)
+                told = " ".join(
+                    text for pair in draw.choices(by_language[language], k=draw.randint(0, 6)) for text in pair
+                )
                 messages += [
                     {"role": "user", "content": f"{told} {question}".strip()}, {"role": "assistant", "content": answer}
                 ]  # fmt: skip

@@ -1,6 +1,6 @@
 import pytest
 
-from data.languages import LanguageError, english_name, is_rtl, own_name, script_of, standardize
+from data.languages import LanguageError, english_name, is_rtl, own_name, resolve, script_of, standardize
 from data.schema import DataError
 
 
@@ -110,3 +110,31 @@ def test_script_and_direction(tag, script, rtl):
 )
 def test_names(tag, english, own):
     assert (english_name(tag), own_name(tag)) == (english, own)
+
+
+@pytest.mark.parametrize(
+    ("given", "tag"),
+    [
+        ("swh_Latn", "sw"), ("Swahili", "sw"), ("swahili", "sw"), (" Traditional Chinese ", "zh-Hant"), ("Lao", "lo"),
+        ("kom", "kv"), ("KOM", "kv"), ("Ewe", "ee"), ("mine", "fr"), ("no", "no"),
+    ],
+)  # fmt: skip
+def test_data_may_name_a_language_by_code_by_english_name_or_in_its_own_way(given, tag):
+    assert resolve(given, {"mine": "fra"}) == tag
+
+
+def test_every_english_name_resolves_to_its_language_or_says_why_not():
+    languages = {tag: english_name(tag) for tag in ("sw", "ace", "nb", "yo", "zh", "ar", "en", "tw", "ckb", "fil")}
+    assert {tag: resolve(name) for tag, name in languages.items()} == {tag: tag for tag in languages}
+
+
+@pytest.mark.parametrize("given", ["Kom", "Laz", "Asu"])
+def test_a_name_that_is_another_languages_code_is_not_guessed(given):
+    with pytest.raises(LanguageError, match=f"'{given}' is the code of .* and the name of another language"):
+        resolve(given)
+
+
+@pytest.mark.parametrize("given", ["Klingonese", "", "und", "Multiple languages", "Unknown language", None, 3, ["en"]])
+def test_what_names_no_language_is_refused(given):
+    with pytest.raises(LanguageError):
+        resolve(given)

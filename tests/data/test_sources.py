@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from data.bad_rows import BadRows, write_bad_rows
 from data.config import DataConfig
 from data.schema import DataError, Turn
-from data.source_config import FileSource, TreeSource
+from data.source_config import FileSource, TreeFields
 from data.sources import check_sources, load_source, load_sources
 
 QA = [{"role": "user", "content": "{{ q }}"}, {"role": "assistant", "content": "{{ a }}"}]
@@ -79,7 +79,7 @@ def test_nan_and_huge_numbers_elsewhere_in_a_row_are_no_fault(tmp_path):
         (b'{"q": 1' + b"0" * 5000 + b"}", "cannot be read"),
         ({"q": "Q", "lang": "en"}, r"messages.1.content: 'a' is undefined; the row's fields are q, lang"),
         ({"q": "Q", "a": "A"}, "no field 'lang' to read the language from; fields are q, a"),
-        (GOOD | {"lang": "english"}, "'english' is not a language tag.*did you mean en"),
+        (GOOD | {"lang": "englisch"}, "'englisch' is not a language tag.*did you mean en"),
         (GOOD | {"lang": False}, "not text but bool; .* quote it"),
         (GOOD | {"lang": None}, "not text but NoneType"),
         (GOOD | {"lang": ["en"]}, "not text but list"),
@@ -266,7 +266,7 @@ def test_templates_are_sandboxed_and_their_failures_are_bad_rows(tmp_path, attac
         ({"messages": [QA[0]]}, r"^data\.sources\.1\.messages has no message of role assistant"),
         ({"where": "a =="}, r"^data\.sources\.1\.where is no Jinja expression"),
         ({"language": {"constant": "xx"}}, r"^data\.sources\.1\.language: 'xx' is not a language tag"),
-        ({"language": {"file_name": "(a)(b)"}}, r"^data\.sources\.1\.language: .*exactly one group"),
+        ({"language": {"file_name": "(a)(b)"}}, r"^data\.sources\.1\.language\.file_name: .*exactly one group"),
         (
             {"language": {"file_name": "("}},
             r"^data\.sources\.1\.language\.file_name: .*no regular expression",
@@ -297,7 +297,7 @@ def message(identity, parent, role="prompter", **more):
     return {"message_id": identity, "parent_id": parent, "role": role, "text": identity, "lang": "en"} | more
 
 
-TREE = msgspec.convert({"kind": "tree", "name": "t", "path": "rows.jsonl", "language": {"field": "lang"}}, TreeSource)
+TREE = FileSource(name="t", path="rows.jsonl", rows="tree", task="chat")
 FOREST = [
     message("r1", None),
     message("worse", "r1", "assistant", rank=1),
@@ -334,8 +334,10 @@ def test_the_best_ranked_path_of_each_tree_ends_with_its_last_answer(tmp_path):
         (message("x", "x"), "its own ancestor"),
         (message("r1", None), r"message_id 'r1' is also at rows\.jsonl:1"),
         (message("x", "r1", text=""), "empty user turn"),
-        (message("x", "r1", rank="first"), "field 'rank' is 'first', neither a number nor null"),
-        (message("x", 7), "field 'parent_id' is 7, not text"),
+        (message("x", "r1", rank="first"), "field 'rank' is the text 'first', neither a number nor null"),
+        (message("x", "r1", rank=float("nan")), "field 'rank' is a number"),
+        (message("x", 7), "field 'parent_id' is a number"),
+        (message("x", "r1", role="moderator"), "unknown role 'moderator'"),
         ({"message_id": "x"}, "no field 'parent_id'"),
         (message("x", "r1", lang="xx"), "not a language tag"),
     ],
@@ -357,6 +359,53 @@ def test_nothing_of_a_forest_is_lost_without_being_counted(tmp_path):
     assert bad_rows.left_out["t"]["below a bad message"] == 2
     used = sum(len(conversation.turns) for conversation in conversations)
     assert used + len(bad_rows.rows) + bad_rows.left_out["t"].total() == bad_rows.read["t"] == 16
+
+
+def test_trees_are_known_by_their_fields_and_where_keeps_or_leaves_whole_ones(tmp_path):
+    write(tmp_path, *FOREST)
+    found = msgspec.structs.replace(TREE, rows="auto", where="text != 'r1'", limit=1)
+    conversations, bad_rows = load(tmp_path, found)
+    assert texts(conversations) == [[("user", "r3"), ("assistant", "only")]]
+    assert bad_rows.left_out["t"] == {"where": 8, "no answer": 1, "not on the best path": 0}
+    broken = msgspec.structs.replace(TREE, where="missing > 1")
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: .*'missing' is undefined"):
+        load(tmp_path, broken)
+
+
+def test_a_forest_with_a_system_prompt_and_other_names_is_read_as_one(tmp_path):
+    rows = [{"key": "a", "up": None, "who": "system", "says": "s", "lang": "en"}]
+    rows += [{"key": "b", "up": "a", "who": "human", "says": "q", "lang": "en"}]
+    rows += [{"key": "c", "up": "b", "who": "helper", "says": "a", "lang": "en"}]
+    write(tmp_path, *rows)
+    names = {"id": "key", "parent": "up", "role": "who", "text": "says", "assistant_role": "helper"}
+    source = FileSource(name="t", path="rows.jsonl", tree=msgspec.convert(names, TreeFields))
+    assert texts(load(tmp_path, source)[0]) == [[("system", "s"), ("user", "q"), ("assistant", "a")]]
+
+
+def test_several_paths_are_read_in_their_order_each_file_once(tmp_path):
+    for name in ("b", "a"):
+        write(tmp_path, GOOD | {"q": name}, name=f"{name}.jsonl")
+    conversations, _ = load(tmp_path, jsonl(path=["b.jsonl", "*.jsonl"]))
+    assert [c.id for c in conversations] == ["b.jsonl:1", "a.jsonl:1"]
+
+
+def test_one_bad_row_does_not_decide_the_form_or_kill_the_source(tmp_path):
+    """Open-instruct's map died with the first row its template could not take (PR 1806)."""
+    pair = {"prompt": "Q", "completion": "A", "lang": "sw"}
+    write(tmp_path, pair | {"completion": None}, b"{", pair, pair | {"lang": "und"}, {"text": "x"} | pair)
+    source = FileSource(name="s", path="rows.jsonl")
+    with pytest.raises(DataError, match=r"^rows\.jsonl:1: field 'completion' is null, not text; fix it"):
+        load(tmp_path, source)
+    conversations, bad_rows = load(tmp_path, source, policy="skip")
+    assert [c.id for c in conversations] == ["rows.jsonl:3", "rows.jsonl:5"]
+    assert [(row.line, row.language) for row in bad_rows.rows] == [(1, "sw"), (2, ""), (4, "")]
+    assert bad_rows.read["s"] == 5
+
+
+def test_an_unclear_form_is_refused_whatever_the_policy(tmp_path):
+    write(tmp_path, {"a": "b", "lang": "sw"})
+    with pytest.raises(DataError, match=r"^source 's': rows of source 's' have the fields a, lang, which is none of"):
+        load(tmp_path, FileSource(name="s", path="rows.jsonl"), policy="skip")
 
 
 @pytest.mark.realdata

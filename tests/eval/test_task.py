@@ -105,6 +105,16 @@ def test_a_reference_that_is_no_option_is_refused(rows_root):
         load_documents(same, data_root=rows_root)
 
 
+def test_options_need_the_templates_that_word_them(rows_root):
+    messages = CHOICE[CHOICE.index("    messages:") : CHOICE.index("options:")]
+    text = CHOICE.replace(messages, "    columns: {prompt: text, completion: category}\n")
+    with pytest.raises(EvalError, match="source topics: a choice task words its options by `messages`; write them"):
+        load_documents(decode_task(text, origin=""), data_root=rows_root)
+    heldout = text.replace("kind: choice", "kind: heldout").replace("options: [sports, travel]", "")
+    documents = load_documents(decode_task(heldout, origin=""), data_root=rows_root)
+    assert (documents[1].conversation.turns[0].content, documents[1].target) == ("row 1", "travel")
+
+
 def test_missing_files_name_task_file_and_folder(tmp_path):
     with pytest.raises(EvalError, match=f"task topic reads rows.jsonl, which is not under data_root {tmp_path}"):
         load_documents(decode_task(CHOICE, origin=""), data_root=tmp_path)

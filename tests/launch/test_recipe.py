@@ -106,7 +106,7 @@ MISTAKES = [
     ("compute.dtype=fp16", "compute.dtype: 'fp16' is not one of bfloat16, float32. Did you mean 'bfloat16'?"),
     ("optim.lr_scheduler_type=cosin",
      "optim.lr_scheduler_type: 'cosin' is not one of constant, cosine, linear. Did you mean 'cosine'?"),
-    ("data.sources.0.kind=clr", "data.sources.0.kind: 'clr' is not one of cldr, jsonl, procedural, tree. "
+    ("data.sources.0.kind=clr", "data.sources.0.kind: 'clr' is not one of cldr, files, procedural. "
      "Did you mean 'cldr'?"),
     ("data.sources.0.fcts=3",
      "data.sources.0.fcts: unknown key (value 3). Did you mean data.sources.0.facts?"),
@@ -118,7 +118,7 @@ MISTAKES = [
     ("data.sources.1.messages.1.messages.0.contnt=x",
      "data.sources.1.messages.1.messages.0.contnt: unknown key"),
     ("data.sources.1.language.constant=en",
-     "data.sources.1.language: give exactly one of field, constant and file_name; 2 are given"),
+     "data.sources.1.language: give exactly one of field, constant, file_name and path; 2 are given"),
     ("data.sources.1.messages.0.each=x",
      "data.sources.1.messages.0: a message has either role and content, or each"),
     ("data.mixture.language_weights.sw=much",
