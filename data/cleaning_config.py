@@ -74,8 +74,9 @@ class ScriptCheck(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     part: Part = "answer"
     """What is judged. Code between backticks and addresses are left out of it."""
-    min_share: Share = 0.5
-    """Least share, 0 to 1, of the letters that must be of the tag's script (names and terms in others are usual)."""
+    min_share: Share = 0.25
+    """Least share, 0 to 1, of the letters that must be of the tag's script. A text in another script has next to none;
+    a Chinese one about software may have a third, because a Latin word has many letters."""
     min_letters: AtLeastOne = 10
     """Texts with fewer letters are not judged."""
     scripts: dict[str, tuple[str, ...]] = {}
@@ -93,8 +94,9 @@ class LanguageCheck(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     part: Part = "answer"
     """What is judged. Code between backticks and addresses are left out of it."""
-    confidence: Share = 0.9
-    """Probability, 0 to 1, that the identifier must give to another language."""
+    confidence: Share = 0.7
+    """Probability, 0 to 1, that the identifier must give to another language. On SIB-200, single sentences in 125
+    languages, 0.7 finds 96% of swapped texts and drops 2 of 3,750 right ones; 0.5: 99%, 2; 0.9: 86%, none."""
     min_letters: AtLeastOne = 40
     """Texts with fewer letters are not judged: identifiers guess on short ones."""
     model: str | None = None

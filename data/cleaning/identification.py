@@ -80,6 +80,8 @@ def is_close(left: str, right: str, *, distance: int = CLOSE) -> bool:
     left, right = _subtag_of(left), _subtag_of(right)
     if left == right or any(left in group and right in group for group in CLOSE_GROUPS):
         return True
+    # In one script, or Croatian and Serbian would be far apart for their letters.
+    left, right = f"{left}-Latn", f"{right}-Latn"
     return min(langcodes.tag_distance(left, right), langcodes.tag_distance(right, left)) <= distance
 
 
@@ -120,9 +122,16 @@ def _load_fasttext(path: str) -> Identifier:
 
     def identify(text: str) -> tuple[str, float]:
         labels, probabilities = model.predict(text, k=1)
-        return _read_label(labels[0]), float(probabilities[0])
+        return (_read_label(labels[0]), float(probabilities[0])) if labels else ("und", 0.0)
 
-    return Identifier(frozenset(map(_read_label, model.get_labels())) - {"und"}, identify)
+    labels, _ = model.predict("", k=-1)  # the package that only predicts has no other way to list them
+    tags = frozenset(map(_read_label, labels)) - {"und"}
+    if not tags:
+        raise DataError(
+            f"data.cleaning.language_mismatch.model: none of the labels of {path} is a language ({', '.join(labels[:3])} "
+            "...); give a model whose labels are like __label__swh_Latn or __label__sw"
+        )
+    return Identifier(tags, identify)
 
 
 @functools.lru_cache(maxsize=65536)

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Mapping
 
 import langcodes
+from langcodes.data_dicts import LIKELY_SUBTAGS
 
 from data.cleaning.characters import SCRIPTS, count_scripts
 from data.cleaning.reason import KEPT, NOT_JUDGED, Finding
@@ -23,10 +24,10 @@ COMPOSITES = {
 # Languages commonly written in a second script, where a tag without one leaves it open. Source: CLDR supplemental
 # data, languageData, scripts in modern use. Data that says `sr-Cyrl` loses that mark when its tag is standardised.
 SECOND_SCRIPTS = {
-    "az": ("Cyrl",), "bs": ("Cyrl",), "ha": ("Arab",), "kk": ("Latn", "Arab"), "ku": ("Arab",), "ky": ("Latn", "Arab"),
+    "az": ("Cyrl",), "bs": ("Cyrl",), "ha": ("Arab",), "jv": ("Java",), "kk": ("Latn", "Arab"), "ku": ("Arab",), "ky": ("Latn", "Arab"),
     "mn": ("Mong",), "ms": ("Arab",), "sh": ("Cyrl", "Latn"), "sr": ("Latn",), "tg": ("Latn", "Arab"), "tk": ("Cyrl",),
     "tt": ("Latn",), "ug": ("Cyrl", "Latn"), "uz": ("Cyrl", "Arab"), "shi": ("Latn", "Tfng"), "tzm": ("Latn", "Tfng"),
-    "zgh": ("Latn",), "ber": ("Latn", "Tfng"), "taq": ("Tfng",), "cr": ("Latn", "Cans"), "iu": ("Latn",),
+    "su": ("Sund",), "zgh": ("Latn",), "ber": ("Latn", "Tfng"), "taq": ("Tfng",), "cr": ("Latn", "Cans"), "iu": ("Latn",),
 }  # fmt: skip
 
 
@@ -53,11 +54,20 @@ def check_script(conversation: Conversation, *, check: ScriptCheck) -> Finding:
 
 @functools.lru_cache(maxsize=4096)
 def accepted_scripts(tag: str) -> tuple[str, ...]:
-    """Returns the scripts of Unicode that text of a tag may be in: `ja` -> Hani, Hira, Kana; `sr` -> Cyrl, Latn."""
-    script = script_of(tag)
+    """Returns the scripts of Unicode that text of a tag may be in: `ja` -> Hani, Hira, Kana; `sr` -> Cyrl, Latn.
+
+    None for a bare tag whose script CLDR does not know, such as `orv`; it would be taken for Latin.
+    """
     language = langcodes.Language.get(tag)
-    further = SECOND_SCRIPTS.get(language.language or "", ()) if language.script is None else ()
-    return (*COMPOSITES.get(script, (script,)), *further)
+    if language.script is not None:
+        return COMPOSITES.get(language.script, (language.script,))
+    code = language.language or "und"
+    if code not in LIKELY_SUBTAGS:
+        code = langcodes.standardize_tag(code, macro=True)
+    if code not in LIKELY_SUBTAGS:
+        return ()
+    script = script_of(tag) if code == language.language else script_of(code)
+    return (*COMPOSITES.get(script, (script,)), *SECOND_SCRIPTS.get(code, ()))
 
 
 def read_scripts(scripts: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
