@@ -1,6 +1,7 @@
 """Text of unknown origin, made safe to look at: nothing in it can command a terminal or turn a line around."""
 
 import re
+import unicodedata
 
 NAMES = {
     0x7F: "␡", 0x85: "⟨NEL⟩", 0x2028: "⟨LS⟩", 0x2029: "⟨PS⟩",
@@ -21,6 +22,11 @@ def make_printable(text: str, *, limit: int | None = None) -> str:
     left = 0 if limit is None else len(text) - limit
     shown = UNSAFE.sub(_name, text if left <= 0 else text[:limit])
     return shown if left <= 0 else f"{shown} … ({left:,} more characters)"
+
+
+def isolate(name: str) -> str:
+    """A name for a cell of a table: a right-to-left one is followed by a mark that keeps it from turning the row."""
+    return f"{name}\u200e" if any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in name) else name
 
 
 def _name(found: re.Match[str]) -> str:

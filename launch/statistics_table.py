@@ -12,7 +12,7 @@ from data.languages import own_name
 from data.schema import DataError
 from data.statistics import LONGEST, Cell, CorpusStatistics, TokenizerFacts, order_longest
 from eval.report_names import format_count
-from launch.printable import make_printable
+from launch.printable import isolate, make_printable
 
 MOST_LANGUAGES = 24
 WIDE = 100
@@ -170,7 +170,7 @@ def _letter(index: int, tokenizers: Sequence[TokenizerFacts]) -> str:
 
 def _own_name(tag: str) -> str:
     try:
-        return own_name(tag)
+        return isolate(own_name(tag))
     except DataError:
         return tag
 
