@@ -10,13 +10,13 @@ from rich.text import Text
 from data.bad_rows import BadRow, BadRows
 from data.config import DataConfig
 from data.counting import Meter, make_meter, measure
+from data.printable import make_printable
 from data.schema import Conversation, DataError
 from data.source_config import FileSource
 from data.sources import load_sources
 from data.statistics import write_statistics
 from data.tokenizer import load_tokenizer, train_tokenizer
 from launch.config import Recipe
-from launch.printable import make_printable
 from launch.statistics_table import print_statistics
 
 PACE = 1000

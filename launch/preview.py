@@ -14,12 +14,12 @@ from data.batch import Role
 from data.languages import own_name
 from data.pipeline import make_batch
 from data.prepare import Prepared, prepare
+from data.printable import isolate, make_printable
 from launch.config import Recipe
 from launch.origin import open_origin
 from launch.plan_table import Share, share_by
 from launch.preview_page import write_preview
 from launch.preview_rows import PreviewRow, Segment, Span, take_apart
-from launch.printable import isolate, make_printable
 from launch.runtime import use_mesh
 from model.parallel import MeshConfig
 

@@ -13,11 +13,11 @@ from markupsafe import escape as escape_html
 import eval.report
 from data.batch import Role
 from data.prepare import Prepared
+from data.printable import make_printable
 from eval import bars
 from eval.report_names import Language, describe_languages, format_percent, text_direction
 from launch.plan_table import share_by
 from launch.preview_rows import Piece, PreviewRow, Segment, Span
-from launch.printable import make_printable
 
 LONGEST_PIECE = 2000
 """Characters of one token that are shown."""

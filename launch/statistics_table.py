@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from data.languages import own_name
+from data.printable import isolate, make_printable
 from data.schema import DataError
 from data.statistics import LONGEST, Cell, CorpusStatistics, TokenizerFacts, order_longest
 from eval.report_names import format_count
-from launch.printable import isolate, make_printable
 
 MOST_LANGUAGES = 24
 WIDE = 100
