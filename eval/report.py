@@ -7,7 +7,15 @@ from typing import Any
 import jinja2
 import msgspec
 
-from eval import report_metrics, report_mixture, report_samples, report_scores, report_training
+from eval import (
+    report_left_out,
+    report_metrics,
+    report_mixture,
+    report_samples,
+    report_scores,
+    report_statistics,
+    report_training,
+)
 from eval.bars import mark_shape
 from eval.charts import format_number
 from eval.report_metrics import is_number
@@ -102,6 +110,8 @@ def _page(run: RunFiles) -> dict[str, Any]:
         "mixture": report_mixture.mixture_rows(cells, trained, names),
         "sources": report_mixture.source_rows(cells),
         "fertility": report_mixture.fertility_rows(cells, names),
+        "statistics": report_statistics.statistics_section(run.statistics, names),
+        "left_out": report_left_out.left_out(run, names),
         "samples": [found for found in samples if found is not None],
         "card": _card_rows(run.card or {}),
         "mark_shape": mark_shape,
@@ -115,6 +125,8 @@ def _page(run: RunFiles) -> dict[str, Any]:
 
 def _all_tags(run: RunFiles) -> set[str]:
     tags = {cell.language for cell in run.plan.cells} | {*run.plan.dropped, *run.plan.bad_rows} if run.plan else set()
+    tags |= {cell.language for cell in run.statistics.cells} if run.statistics else set()
+    tags |= {item.language for item in run.cleaning.all_counts()} if run.cleaning else set()
     for record in run.languages:
         tags |= {*record.weight, *record.tokens}
     for results in run.evaluations.values():

@@ -8,6 +8,7 @@ import msgspec
 from babel import Locale
 
 from data.languages import english_name, own_name, script_of
+from data.printable import make_printable
 from eval.bars import Number
 
 SCRIPT_NAMES = {"Hans": "Simplified Han", "Hant": "Traditional Han"}
@@ -88,7 +89,5 @@ def text_direction(text: str) -> str:
 
 
 def visible(text: str, *, limit: int = 600) -> str:
-    """Text with control characters as their pictures (␀, ␛), and a long tail counted instead of shown."""
-    shown = "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else c for c in text[:limit])
-    left = len(text) - limit
-    return f"{shown} … ({left:,} more characters)" if left > 0 else shown
+    """Text with signs for control characters (␀, ␛, ⟨RLO⟩), and a long tail counted instead of shown."""
+    return make_printable(text, limit=limit)

@@ -7,6 +7,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from data.schema import DataError
+from data.statistics import CorpusStatistics, read_statistics
+
 RUN_PARTS = ("recipe.yaml", "plan", "metrics.jsonl", "run_card.json", "eval", "checkpoints")
 
 T = TypeVar("T")
@@ -77,6 +80,36 @@ class PlanSummary(msgspec.Struct, frozen=True, kw_only=True):
     bad_rows: dict[str, int] = {}
 
 
+class CleaningCount(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows of one source and language that a predicate left out."""
+
+    predicate: str
+    source: str = ""
+    language: str = ""
+    count: int = 0
+
+
+class CleaningRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """plan/cleaning.json, as far as the report shows it."""
+
+    counts: tuple[CleaningCount, ...] = ()
+    dropped: dict[str, dict[str, dict[str, int]]] = {}
+    """The same counts by predicate, source and language, where they are written so."""
+    listed: tuple[dict[str, Any], ...] = ()
+    """Some of the rows, with predicate, place, detail and excerpt."""
+    notes: tuple[str, ...] = ()
+
+    def all_counts(self) -> tuple[CleaningCount, ...]:
+        """The counts, however they are written."""
+        nested = [
+            CleaningCount(predicate=predicate, source=source, language=language, count=count)
+            for predicate, sources in self.dropped.items()
+            for source, languages in sources.items()
+            for language, count in languages.items()
+        ]
+        return (*self.counts, *nested)
+
+
 class Results(msgspec.Struct, frozen=True, kw_only=True):
     """eval/STEP/results.json, in the shape of lm-evaluation-harness."""
 
@@ -103,6 +136,9 @@ class RunFiles(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     recipe_text: str | None
     plan: PlanSummary | None
+    statistics: CorpusStatistics | None
+    bad_rows: list[dict[str, Any]]
+    cleaning: CleaningRecord | None
     starts: tuple[StartRecord, ...]
     steps: tuple[StepRecord, ...]
     """In file order; steps that were run again after a kill appear again."""
@@ -131,6 +167,9 @@ def read_run(run_dir: Path) -> RunFiles:
         name=str((card or {}).get("name") or run_dir.resolve().name),
         recipe_text=_read_text(run_dir / "recipe.yaml", problems),
         plan=_read_json(run_dir / "plan" / "plan.json", PlanSummary, problems),
+        statistics=_read_statistics(run_dir / "plan" / "statistics.json", problems),
+        bad_rows=_read_json_lines(run_dir / "plan" / "bad_rows.jsonl", problems),
+        cleaning=_read_json(run_dir / "plan" / "cleaning.json", CleaningRecord, problems),
         starts=_of_kind("start", StartRecord, records, problems),
         steps=_of_kind("step", StepRecord, records, problems),
         languages=_of_kind("languages", LanguagesRecord, records, problems),
@@ -178,6 +217,14 @@ def _read_json(path: Path, shape: type[T], problems: list[str]) -> T | None:
         return msgspec.convert(json.loads(text), shape, strict=False)
     except ValueError as error:
         problems.append(f"{'/'.join(path.parts[-3:])} cannot be used: {error}")
+        return None
+
+
+def _read_statistics(path: Path, problems: list[str]) -> CorpusStatistics | None:
+    try:
+        return read_statistics(path) if path.is_file() else None
+    except DataError as error:
+        problems.append(str(error))
         return None
 
 

@@ -20,7 +20,8 @@ EXAMPLES = {
     "train": "polytune train demo run.dir=runs/mine train.steps=200",
     "prepare": "polytune prepare my_recipe.yaml data.store=prepared",
     "eval": "polytune eval runs/demo --tasks facts,rewrite",
-    "preview": "polytune preview demo --rows 2 --language sw",
+    "preview": "polytune preview demo --rows 2 --language sw --html preview.html",
+    "data": "polytune data stats demo --json statistics.json",
     "generate": "polytune generate runs/demo --prompt 'Which day comes after Monday?'",
     "chat": "polytune chat runs/demo",
     "import": "polytune import HF_DIR runs/imported --dtype bfloat16",
@@ -101,6 +102,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_recipe(preview)
     preview.add_argument("--rows", type=int, default=3, help="packed rows to show")
     preview.add_argument("--language", metavar="TAG", help="only rows that hold this language")
+    preview.add_argument("--html", metavar="FILE", help="write the rows as one HTML page, token by token")
+    _add_data_stats(add("data", "Know the data: languages, sizes and what tokenizers make of them."))
     generate = add("generate", "Answer prompts with a model.")
     generate.add_argument("--prompt", required=True, action="append", help="may be given several times")
     _add_answering(generate, max_new_tokens=64)
@@ -123,6 +126,18 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument("run_dir")
     add("env", "Describe machine and versions, to paste into a bug report.")
     return parser
+
+
+def _add_data_stats(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("stats",), help="rows, characters, bytes, words and tokens by language")
+    _add_recipe(parser)
+    parser.add_argument(
+        "--tokenizer", action="append", default=[], metavar="PATH",
+        help="a SentencePiece .model, a Hugging Face folder or tokenizer.json; repeatable (default: the recipe's own)",
+    )  # fmt: skip
+    parser.add_argument("--json", metavar="FILE", help="write everything, by source and language, exactly")
+    parser.add_argument("--limit-rows", type=int, metavar="N", help="at most N rows of each source of files, spread")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that count (default: this one)")
 
 
 def _add_answering(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
@@ -206,7 +221,17 @@ def _preview(options: argparse.Namespace, console: Console) -> int:
     from launch.recipe import load_recipe
 
     recipe = load_recipe(options.recipe, options.overrides)
-    return run_preview(recipe, rows=options.rows, language=options.language, console=console)
+    return run_preview(recipe, rows=options.rows, language=options.language, html=options.html, console=console)
+
+
+def _data(options: argparse.Namespace, console: Console) -> int:
+    from launch.data_stats import run_data_stats
+    from launch.recipe import load_recipe
+
+    return run_data_stats(
+        load_recipe(options.recipe, options.overrides), tokenizers=options.tokenizer, json_file=options.json,
+        limit_rows=options.limit_rows, workers=options.workers, console=console,
+    )  # fmt: skip
 
 
 def _generate(options: argparse.Namespace, console: Console) -> int:
@@ -280,6 +305,7 @@ VERBS = {
     "prepare": _prepare,
     "eval": _eval,
     "preview": _preview,
+    "data": _data,
     "generate": _generate,
     "chat": _chat,
     "import": _import,

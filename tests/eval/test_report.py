@@ -137,7 +137,7 @@ def test_text_of_data_model_and_recipe_is_escaped(tmp_path):
     html = write_report(run_dir).read_text(encoding="utf-8")
     Page(html)
     assert "<script>alert" not in html and "&lt;script&gt;alert(1)&lt;/script&gt;" in html
-    assert "&lt;/dd&gt;&lt;img src=x&gt;?␀" in html
+    assert "&lt;/dd&gt;&lt;img src=x&gt;⟨D800⟩␀" in html
     assert "&lt;b&gt;not bold&lt;/b&gt;" in html and "&lt;i&gt;run</h1>" in html
 
 

@@ -1,0 +1,121 @@
+"""`polytune data stats`: what a recipe's sources hold, and what one or several tokenizers make of it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+from rich.text import Text
+
+from data.bad_rows import BadRow, BadRows
+from data.config import DataConfig
+from data.counting import Meter, make_meter, measure
+from data.printable import make_printable
+from data.schema import Conversation, DataError
+from data.source_config import FileSource
+from data.sources import load_sources
+from data.statistics import write_statistics
+from data.tokenizer import load_tokenizer, train_tokenizer
+from launch.config import Recipe
+from launch.statistics_table import print_statistics
+
+PACE = 1000
+"""Rows between two looks at the counter."""
+
+
+def run_data_stats(
+    recipe: Recipe,
+    *,
+    tokenizers: Sequence[str] = (),
+    json_file: str | None = None,
+    limit_rows: int | None = None,
+    workers: int = 0,
+    console: Console,
+) -> int:
+    """Prints, and with `json_file` writes, the statistics of the recipe's sources; touches no run directory.
+
+    Rows are counted as they are loaded: before cleaning, before overlong ones are dropped, before the mixture.
+    `limit_rows` is at most so many rows of each source of files, taken evenly over them. Raises DataError for bad rows
+    as training would.
+    """
+    if limit_rows is not None and limit_rows < 1:
+        raise DataError(f"--limit-rows {limit_rows}; give at least 1, or leave it out to read everything")
+    if workers < 0:
+        raise DataError(f"--workers {workers}; give 0 to count in this process, or the number of processes")
+    meters = [make_meter(path, load_tokenizer(path)) for path in tokenizers] or [_make_own(recipe)]
+    bad_rows = BadRows(recipe.data.bad_rows)
+    conversations = _open_conversations(_limit(recipe.data, limit_rows), bad_rows)
+    with console.status("reading") as status:
+        counted = _show_progress(conversations, lambda rows: status.update(f"{rows:,} rows counted"))
+        statistics = measure(
+            counted, meters, workers=workers, reject=lambda conversation, error: _reject(conversation, error, bad_rows)
+        )
+    if json_file is not None:
+        write_statistics(statistics, Path(json_file))
+    print_statistics(statistics, console, file=json_file)
+    _print_left_out(bad_rows, console)
+    if json_file is not None:
+        console.print(Text(f"wrote {json_file}"), soft_wrap=True)
+    return 0
+
+
+def _open_conversations(config: DataConfig, bad_rows: BadRows) -> Iterable[Conversation]:
+    return load_sources(config, bad_rows=bad_rows)
+
+
+def _make_own(recipe: Recipe) -> Meter:
+    """The tokenizer the recipe trains with: given, the one its model or run directory has, or trained on all rows."""
+    config = recipe.tokenizer
+    if config.path is None and isinstance(recipe.model, str):
+        # Imported when asked for: a model to start from brings jax along.
+        from launch.origin import open_origin
+        from launch.runtime import use_mesh
+        from model.parallel import MeshConfig
+
+        with use_mesh(MeshConfig()):
+            config = open_origin(recipe).tokenizer
+    kept = Path(recipe.run.dir) / "tokenizer"
+    path = config.path or (str(kept) if kept.is_dir() else None)
+    if path is not None:
+        return make_meter(path, load_tokenizer(path))
+    conversations = _open_conversations(recipe.data, BadRows(recipe.data.bad_rows))
+    texts = (turn.content for conversation in conversations for turn in conversation.turns)
+    return make_meter(f"trained on these sources, {config.vocab_size:,} pieces", train_tokenizer(texts, config))
+
+
+def _limit(config: DataConfig, rows: int | None) -> DataConfig:
+    if rows is None:
+        return config
+    sources = tuple(
+        msgspec.structs.replace(source, limit=min(rows, source.limit or rows))
+        if isinstance(source, FileSource)
+        else source
+        for source in config.sources
+    )
+    return msgspec.structs.replace(config, sources=sources)
+
+
+def _show_progress(conversations: Iterable[Conversation], show) -> Iterator[Conversation]:
+    for index, conversation in enumerate(conversations):
+        if index % PACE == 0:
+            show(index)
+        yield conversation
+
+
+def _reject(conversation: Conversation, error: DataError, bad_rows: BadRows) -> None:
+    """Notes a row that a tokenizer cannot spell, or raises, as the recipe says of bad rows."""
+    file, _, line = conversation.id.rpartition(":")
+    placed = bool(file) and line.isdigit()
+    bad_rows.add(
+        BadRow(
+            source=conversation.source, file=file if placed else conversation.id, line=int(line) if placed else 0,
+            reason=str(error), language=conversation.language,
+        )
+    )  # fmt: skip
+
+
+def _print_left_out(bad_rows: BadRows, console: Console) -> None:
+    for source, count in bad_rows.by_source().items():
+        first = next(row for row in bad_rows.rows if row.source == source)
+        words = f"{count:,} bad rows of {source} not counted; the first: {first.file}:{first.line}: {first.reason}"
+        console.print(Text(make_printable(words, limit=600), "yellow"), soft_wrap=True)
