@@ -1,32 +1,21 @@
-"""Shares follow the temperature; whole numbers of examples follow the shares within one, for ever."""
+"""Amounts and rules to shares: by literal numbers, and errors that name what is impossible."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from data.mixture import (
-    MAX_DRAWS,
-    SHARE_BITS,
-    Cell,
-    cell_shares,
-    draw_shares,
-    quotas_through,
-)
+from data.mixture import Cell, cell_shares
 from data.mixture_config import MixtureConfig
 from data.schema import DataError
 
 
-def cell(language, examples, *, source="s", tokens=None, target_tokens=None):
-    return Cell(source, language, examples, tokens or 10 * examples, target_tokens or 5 * examples)
+def cell(language, examples, *, source="s", tokens=None, target_tokens=None, content_bytes=0, characters=0):
+    return Cell(
+        source, language, examples, tokens or 10 * examples, target_tokens or 5 * examples, content_bytes, characters
+    )
 
 
 def shares(cells, source_weights=None, **config):
     return cell_shares(cells, MixtureConfig(**config), source_weights=source_weights)
-
-
-def parts_of(weights):
-    return draw_shares([cell(f"l{i:03}", 1) for i in range(len(weights))], np.array(weights, float), "examples")
 
 
 THREE = [cell("en", 1000), cell("sw", 100), cell("yo", 10)]
@@ -68,62 +57,6 @@ def test_unit_decides_what_amounts_count():
     np.testing.assert_allclose(shares(cells, unit="examples"), [0.5, 0.5])
     np.testing.assert_allclose(shares(cells, unit="tokens"), [0.25, 0.75])
     np.testing.assert_allclose(shares(cells, unit="target_tokens"), [0.75, 0.25])
-
-
-def test_a_share_of_tokens_draws_fewer_of_the_longer_examples():
-    """Weights that silently count examples where tokens were meant: the long source gets 3x its share."""
-    cells = [cell("en", 10, tokens=300), cell("sw", 10, tokens=100)]
-    parts = draw_shares(cells, np.array([0.5, 0.5]), "tokens")
-    np.testing.assert_allclose(parts / (1 << SHARE_BITS), [0.25, 0.75], atol=1e-9)
-    drawn_tokens = parts * np.array([30, 10])
-    np.testing.assert_allclose(drawn_tokens / drawn_tokens.sum(), [0.5, 0.5], atol=1e-9)
-
-
-def test_a_tiny_share_is_not_rounded_to_nothing():
-    parts = parts_of([1.0, 1e-15, 0.0])
-    assert parts.tolist()[1:] == [1, 0]
-    assert parts.sum() == 1 << SHARE_BITS
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    weights=st.lists(st.floats(1e-6, 1.0) | st.sampled_from([0.001, 0.5]), min_size=1, max_size=40),
-    blocks=st.lists(st.integers(1, 500), min_size=1, max_size=30),
-)
-def test_every_cell_stays_within_one_example_of_its_share_at_every_block(weights, blocks):
-    parts = parts_of(weights)
-    drawn = np.zeros(len(parts), np.int64)
-    for total in np.cumsum(blocks).tolist():
-        quota = quotas_through(parts, drawn, total)
-        exact = parts * total / (1 << SHARE_BITS)
-        assert quota.sum() == total
-        assert (quota >= drawn).all()
-        assert (np.abs(quota - exact) < 1 + 1e-9).all()
-        drawn = quota
-
-
-def test_a_language_below_one_in_two_thousand_is_not_starved():
-    """A peer truncates counts per block of 2,048, so weights under 0.049% never give one example."""
-    parts = parts_of([0.9997, 0.0003])
-    drawn = np.zeros(2, np.int64)
-    for block in range(1, 101):
-        drawn = quotas_through(parts, drawn, 2048 * block)
-    assert drawn.tolist() == [204739, 61]
-
-
-def test_many_small_cells_do_not_starve_the_large_one():
-    """Plain divisor methods give all equal small cells their example at once."""
-    parts = parts_of([0.9] + [0.001] * 100)
-    drawn = np.zeros(101, np.int64)
-    for total in range(10, 1001, 10):
-        drawn = quotas_through(parts, drawn, total)
-        assert abs(drawn[0] - 0.9 * total) < 1 + 1e-6
-    assert drawn.tolist() == [900] + [1] * 100
-
-
-def test_quotas_refuse_totals_that_would_overflow():
-    with pytest.raises(DataError, match="use fewer steps"):
-        quotas_through(parts_of([1.0]), np.zeros(1, np.int64), MAX_DRAWS)
 
 
 @pytest.mark.parametrize(
