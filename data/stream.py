@@ -33,13 +33,15 @@ class Supply(NamedTuple):
 
 
 class _Drawn(NamedTuple):
-    """Examples of one block before they are packed. `entry` is the place in the pinch, or one of the two below."""
+    """Examples of one block. `entry` is the place in the pinch, or -1 less the number of blocks that have passed it."""
 
     examples: np.ndarray
     entry: np.ndarray
 
 
-FRESH, CARRIED = -1, -2
+FRESH = -1
+# How often an example may be in the emptiest row of its block, which is taken apart.
+MOST_WAITS = 4
 
 
 class _Rows(NamedTuple):
@@ -47,7 +49,10 @@ class _Rows(NamedTuple):
 
     drawn: _Drawn
     counts: np.ndarray
-    carried: np.ndarray
+    carried: _Drawn
+
+
+NOTHING = _Drawn(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 def stream_rows(
@@ -62,7 +67,7 @@ def stream_rows(
     """Blocks of rows, the same for equal arguments; without end unless the last stage or the supply has one.
 
     Every block draws `packing.block_examples` examples, so quotas are met exactly in what is drawn through its end and
-    only roughly inside it. The emptiest row of a block is taken apart and its examples come in the next one, once. A
+    only roughly inside it. The emptiest row of a block is taken apart and its examples come in the next one. A
     stage begins with a new block at its very row: what was drawn and not used by then is given back. Where cells are
     used up the others go on if `leave`, else the stream ends; it ends too when nobody is left, and then nothing that
     was drawn is missing. A pinch's examples come in or near the row that they are due in, and all of them before the
@@ -75,16 +80,18 @@ def stream_rows(
     row = block = 0
     for stage in stages:
         quotas = start_quotas(stage.parts_of(left_C > 0), left_C)
-        carried = np.empty(0, np.int64)
+        carried = NOTHING
         while stage.end_row is None or row < stage.end_row:
             quotas, counts_C = draw_block(quotas, packing.block_examples, stage.parts_of, leave=leave)
-            fresh = np.concatenate([carried, *(visits[c].take(int(counts_C[c])) for c in np.flatnonzero(counts_C))])
-            entry = np.full(len(fresh), FRESH)
-            entry[: len(carried)] = CARRIED
+            fresh = [visits[index].take(int(counts_C[index])) for index in np.flatnonzero(counts_C).tolist()]
+            drawn = _Drawn(
+                np.concatenate([carried.examples, *fresh]),
+                np.concatenate([carried.entry, np.full(int(counts_C.sum()), FRESH)]),
+            )
             ended = int(counts_C.sum()) < packing.block_examples
             room = None if stage.end_row is None else stage.end_row - row
             rows = _pack_block(
-                supply.lengths_N, _Drawn(fresh, entry), packing, pinch=pinch, row=row, room=room, ended=ended,
+                supply.lengths_N, drawn, packing, pinch=pinch, row=row, room=room, ended=ended,
                 last=stage is stages[-1], keys=(key_for(seed, "examples", block), key_for(seed, "rows", block)),
             )  # fmt: skip
             served, unserved = _cut(rows, room)
@@ -96,7 +103,7 @@ def stream_rows(
             if stage.end_row is not None and row >= stage.end_row:
                 # Nothing is carried into the next stage: what was drawn for this one and not used goes back.
                 back = unserved.drawn.examples[unserved.drawn.entry < 0]
-                left_C = _give_back(np.concatenate((carried, back)), visits, supply.cell_N, quotas.left_C)
+                left_C = _give_back(np.concatenate((carried.examples, back)), visits, supply.cell_N, quotas.left_C)
 
 
 def _pack_block(
@@ -127,11 +134,11 @@ def _pack_block(
 def _pack_rows(
     lengths_N: np.ndarray, drawn: _Drawn, packing: PackingConfig, *, keys: tuple[int, int], carry: bool
 ) -> _Rows:
-    """Mixed, packed, and the rows shuffled; the emptiest row that holds only fresh examples is carried."""
+    """Mixed, packed, and the rows shuffled; the emptiest row is carried, unless some example has waited too often."""
     # Mixed before packing, so that equally long examples meet in no order of cells; those that have waited go first, so
     # that they are in no emptiest row again if anybody else can be.
     mixed = shuffled(keys[0], len(drawn.examples))
-    mixed = mixed[np.argsort(drawn.entry[mixed] != CARRIED, kind="stable")]
+    mixed = mixed[np.argsort(drawn.entry[mixed] >= FRESH, kind="stable")]
     examples, entry = drawn.examples[mixed], drawn.entry[mixed]
     assign = assign_best_fit if packing.packed else assign_one_each
     bin_N = assign(lengths_N[examples], packing.row_length)
@@ -139,8 +146,9 @@ def _pack_rows(
     kept = np.ones(bins, bool)
     if carry and packing.packed and bins:
         filled = np.bincount(bin_N, weights=lengths_N[examples])
-        filled[bin_N[entry != FRESH]] = packing.row_length
-        emptiest = int(np.argmin(filled))
+        filled[bin_N[(entry >= 0) | (FRESH - entry >= MOST_WAITS)]] = packing.row_length
+        # Of equals the one opened last, which holds the fewest that have waited.
+        emptiest = bins - 1 - int(np.argmin(filled[::-1]))
         kept[emptiest] = filled[emptiest] >= packing.row_length
     # Best fit opens bins for the longest first; a run cut inside a block must not end on the short ones.
     places = np.full(bins, bins)
@@ -149,7 +157,7 @@ def _pack_rows(
     counts = np.bincount(places[bin_N], minlength=bins)
     inside = int(counts[: kept.sum()].sum())
     ordered = _Drawn(examples[by_row], entry[by_row])
-    carried = ordered.examples[inside:]
+    carried = _Drawn(ordered.examples[inside:], ordered.entry[inside:] - 1)
     return _Rows(_Drawn(ordered.examples[:inside], ordered.entry[:inside]), counts[: kept.sum()], carried)
 
 

@@ -4,7 +4,7 @@ import itertools
 from collections import Counter
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.config import PackingConfig
@@ -90,12 +90,22 @@ def test_the_emptiest_row_of_a_block_is_filled_up_in_the_next():
     assert len(seen) == len(set(seen))
 
 
-def test_what_waited_once_does_not_wait_again():
-    """Lengths that never share a row: each would be the emptiest of its block, and never come."""
-    blocks = take([17] * 64, [np.arange(64)], blocks=4)
-    assert [len(block) for block in blocks] == [15, 16, 16, 16]
-    first_three = {example for block in blocks[:3] for row in block for example in row}
-    assert len(first_three) == 47
+@settings(max_examples=40)
+@given(st.lists(st.integers(1, 32), min_size=40, max_size=90), st.integers(0, 9))
+def test_nothing_waits_for_more_than_four_blocks(lengths, seed):
+    """Lengths that share no row with others would be in the emptiest row of every block, and never come."""
+    members = [np.arange(len(lengths))]
+    packed, drawn = (take(lengths, members, blocks=20, seed=seed, packed=flag) for flag in (True, False))
+    came, due = (
+        [
+            [b for b, rows in enumerate(blocks) for row in rows for one in row if one == example]
+            for example in members[0]
+        ]
+        for blocks in (packed, drawn)
+    )
+    for came_in, due_in in zip(came, due, strict=True):
+        assert all(meant <= block <= meant + 4 for block, meant in zip(came_in, due_in, strict=False))
+        assert all(meant >= 16 for meant in due_in[len(came_in) :])
 
 
 def test_what_is_given_back_comes_before_anything_new():
