@@ -2,27 +2,32 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
+from data.cells import Examples, amounts, tabulate
 from data.config import DataConfig
-from data.dataset import Dataset
-from data.languages import script_of
-from data.mixture import Cell, cell_shares, draw_shares
+from data.mixture import Cell
+from data.mixture_config import MixtureConfig
 from data.packing import padding_share
+from data.pinch import NO_PINCH, Pinch, schedule_pinch
+from data.plan_checks import check_extent, check_max_epochs, check_proportional, check_sources, check_starved
+from data.plan_summary import Content, summarise_content, summarise_facts
+from data.quotas import NO_LIMIT
 from data.schema import DataError
-from data.stream import stream_rows
+from data.stages import Stage, resolve_stages
+from data.stream import Block, Supply, stream_rows
 
 # Part of every plan's hash: raise it when the same inputs come to mean other rows.
-FORMAT = 1
+FORMAT = 2
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
-    """R rows; row r holds examples `row_examples[row_offsets[r]:row_offsets[r + 1]]`, in that order."""
+    """R rows; row r holds examples `row_examples[row_offsets[r]:row_offsets[r + 1]]`, in that order, or none."""
 
     row_offsets: np.ndarray
     """int64, R + 1 of them."""
@@ -30,7 +35,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     """int32 indices into the dataset."""
     row_length: int
     hash: str
-    """sha256 of all that decides the stream of rows. Steps and batch size only decide how far it goes."""
+    """sha256 of all that decides the stream of rows. Steps and batch size only decide how far it goes, unless stages, a
+    pinch or a UniMax budget are given in terms of them."""
     summary: dict[str, Any]
     """What `plan.json` holds: the mixture as wanted and as the rows really have it."""
     directory: Path | None = None
@@ -47,58 +53,72 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return _restore, (msgspec.structs.asdict(self),)
 
 
-def build_plan(dataset: Dataset, config: DataConfig, *, steps: int, batch_rows: int, seed: int) -> Plan:
+class _Inputs(NamedTuple):
+    """All that decides the rows of a run, resolved."""
+
+    cells: list[Cell]
+    cell_N: np.ndarray
+    stages: list[Stage]
+    limit_C: np.ndarray | None
+    pinch: Pinch
+
+
+def build_plan(
+    dataset: Examples, config: DataConfig, *, steps: int | None, batch_rows: int, seed: int, epochs: float | None = None
+) -> Plan:
     """The first `steps * batch_rows` rows of the stream that dataset, mixture, packing and seed define.
 
     Examples are drawn block by block in the mixture's shares, each cell in a fresh order every epoch, packed
-    within their block, and the block's rows shuffled. A plan for more steps starts with the same rows.
+    within their block, and the block's rows shuffled. A plan for more steps starts with the same rows, unless the
+    mixture speaks of the run's length (a stage's `share`, a pinch, UniMax without a budget).
 
-    Raises DataError for impossible weights, a source none of whose rows is left, and a language that would
-    not get a single example.
+    With `epochs` instead of `steps` the rows hold every example exactly that many times (rounded, for a part of an
+    epoch), and empty rows fill the last batch. Where a source is used up under `exhausted: stop`, the plan has fewer
+    steps than were asked for; `summary["steps"]` says how many.
+
+    Raises DataError for impossible weights, a source none of whose rows is left, a language or source that would
+    not get a single example, and sources that are used up too early.
     """
-    _check_sources(dataset, config)
-    cells, cell_N = tabulate(dataset)
-    source_weights = {source.name: source.weight for source in config.sources}
-    shares_C = cell_shares(cells, config.mixture, source_weights=source_weights)
-    parts_C = draw_shares(cells, shares_C, config.mixture.unit)
-    plan_hash = _hash_inputs(dataset, config, seed)
-    needed = steps * batch_rows
-    members = [np.flatnonzero(cell_N == index) for index in range(len(cells))]
-    names = [(cell.source, cell.language) for cell in cells]
-    blocks = stream_rows(dataset.lengths, members, config.packing, names=names, parts_C=parts_C, seed=seed)
+    check_extent(config.mixture, steps=steps, epochs=epochs)
+    check_sources(dataset, config)
+    inputs = _resolve(dataset, config, steps=steps, batch_rows=batch_rows, seed=seed, epochs=epochs)
+    names = [(cell.source, cell.language) for cell in inputs.cells]
+    supply = Supply(np.asarray(dataset.lengths), inputs.cell_N, names, inputs.limit_C)
+    leave = epochs is not None or config.mixture.exhausted == "leave"
+    blocks = stream_rows(supply, inputs.stages, config.packing, seed=seed, leave=leave, pinch=inputs.pinch)
+    needed = None if steps is None else steps * batch_rows
     row_offsets, row_examples = _collect_rows(blocks, needed)
+    if needed is None:
+        row_offsets = _fill_batch(row_offsets, batch_rows)
+    elif len(row_offsets) - 1 < needed:
+        whole = _whole_batches(len(row_offsets) - 1, row_examples, inputs, config.mixture, needed, batch_rows)
+        row_offsets = row_offsets[: whole * batch_rows + 1]
+        row_examples = row_examples[: row_offsets[-1]]
+    content = Content(inputs.cells, inputs.cell_N, amounts(dataset), row_offsets, row_examples)
+    # A run in epochs uses up everything.
+    limit_C = inputs.limit_C if epochs is None else None
+    rows, row_length = len(row_offsets) - 1, config.packing.row_length
     summary = {
-        "hash": plan_hash,
-        "rows": needed,
-        "row_length": config.packing.row_length,
+        "hash": _hash_inputs(dataset, config, seed, inputs),
+        "rows": rows,
+        "empty_rows": int((np.diff(row_offsets) == 0).sum()),
+        "row_length": row_length,
         "batch_rows": batch_rows,
-        "steps": steps,
+        "steps": rows // batch_rows,
+        "steps_asked": steps,
+        "epochs_asked": epochs,
         "seed": seed,
-        "padding": padding_share(int(dataset.lengths[row_examples].sum()), needed, config.packing.row_length),
-        "unit": config.mixture.unit,
-        **_summarise(dataset, cells, cell_N, shares_C, row_examples, config),
+        "padding": padding_share(int(np.asarray(dataset.lengths)[row_examples].sum()), rows, row_length),
+        **summarise_content(
+            content, config.mixture, inputs.stages, pinch=inputs.pinch, limit_C=limit_C, batch_rows=batch_rows
+        ),
+        "overlong": config.packing.overlong,
+        **summarise_facts(dataset),
     }
-    _check_starved(summary["cells"], steps=steps, parts_C=parts_C, drawn=len(row_examples))
+    check_starved(summary["cells"], inputs.stages, config.mixture, rows // batch_rows)
     return Plan(
-        row_offsets=row_offsets,
-        row_examples=row_examples,
-        row_length=config.packing.row_length,
-        hash=plan_hash,
-        summary=summary,
+        row_offsets=row_offsets, row_examples=row_examples, row_length=row_length, hash=summary["hash"], summary=summary
     )
-
-
-def tabulate(dataset: Dataset) -> tuple[list[Cell], np.ndarray]:
-    """The dataset's cells in a fixed order, and for each example the index of its cell."""
-    key_N = dataset.source.astype(np.int64) * len(dataset.facts.languages) + dataset.language
-    keys, cell_N = np.unique(key_N, return_inverse=True)
-    counted = [np.bincount(cell_N, weights=weights) for weights in _amounts(dataset)]
-    cells = []
-    for index, key in enumerate(keys.tolist()):
-        source, language = divmod(key, len(dataset.facts.languages))
-        amounts = (int(amount[index]) for amount in counted)
-        cells.append(Cell(dataset.facts.sources[source], dataset.facts.languages[language], *amounts))
-    return cells, cell_N
 
 
 def write_plan(plan: Plan, directory: Path) -> None:
@@ -131,130 +151,96 @@ def read_plan(directory: Path) -> Plan:
     )
 
 
-def _collect_rows(blocks: Iterator[list[np.ndarray]], needed: int) -> tuple[np.ndarray, np.ndarray]:
-    rows: list[np.ndarray] = []
-    while len(rows) < needed:
-        rows.extend(next(blocks))
-    del rows[needed:]
-    offsets = np.concatenate(([0], np.cumsum([len(row) for row in rows]))).astype(np.int64)
-    return offsets, np.concatenate([np.empty(0, np.int32), *rows]).astype(np.int32)
-
-
-def _summarise(
-    dataset: Dataset,
-    cells: list[Cell],
-    cell_N: np.ndarray,
-    shares_C: np.ndarray,
-    row_examples: np.ndarray,
-    config: DataConfig,
-) -> dict[str, Any]:
-    """Counted from the final rows, not from the quotas they were made to."""
-    visits_N = np.bincount(row_examples, minlength=len(dataset))
-    examples_C, tokens_C, targets_C, _ = (
-        np.bincount(cell_N, weights=amount * visits_N) for amount in _amounts(dataset)
-    )
-    by_unit = {"examples": examples_C, "tokens": tokens_C, "target_tokens": targets_C}
-    realised_C = by_unit[config.mixture.unit] / max(by_unit[config.mixture.unit].sum(), 1)
-    rows = [
-        {
-            "source": cell.source,
-            "language": cell.language,
-            "script": script_of(cell.language),
-            "examples": cell.examples,
-            "tokens": cell.tokens,
-            "target_tokens": cell.target_tokens,
-            "content_bytes": cell.content_bytes,
-            "wanted_share": float(shares_C[index]),
-            "planned_examples": int(examples_C[index]),
-            "planned_tokens": int(tokens_C[index]),
-            "planned_target_tokens": int(targets_C[index]),
-            "realised_share": float(realised_C[index]),
-            "epochs": float(examples_C[index] / cell.examples),
+def _resolve(
+    dataset: Examples, config: DataConfig, *, steps: int | None, batch_rows: int, seed: int, epochs: float | None
+) -> _Inputs:
+    mixture = config.mixture
+    cells, cell_N = tabulate(dataset)
+    check_max_epochs(cells, mixture)
+    stages = resolve_stages(
+        cells, mixture, source_weights={source.name: source.weight for source in config.sources}, steps=steps,
+        batch_rows=batch_rows, row_length=config.packing.row_length,
+    )  # fmt: skip
+    pinch = NO_PINCH
+    if mixture.pinch and steps is not None:
+        rows = steps * batch_rows
+        members = {
+            tag: np.flatnonzero(dataset.language == place) for place, tag in enumerate(dataset.facts.languages) if tag
         }
-        for index, cell in enumerate(cells)
+        members = {tag: own for tag, own in members.items() if len(own)}
+        pinch = schedule_pinch(mixture.pinch, members, rows=rows, seed=seed)
+        # A count over the whole run needs its end.
+        stages[-1] = stages[-1]._replace(end_row=rows)
+    if epochs is not None:
+        check_proportional(cells, stages[0])
+    return _Inputs(cells, cell_N, stages, _limit_cells(cells, mixture, epochs), pinch)
+
+
+def _limit_cells(cells: Sequence[Cell], mixture: MixtureConfig, epochs: float | None) -> np.ndarray | None:
+    """How many examples each cell may give in the run; None for any number."""
+    if epochs is not None:
+        return np.array([max(1, round(epochs * cell.examples)) for cell in cells], np.int64)
+    if mixture.exhausted == "repeat":
+        return None
+    most = 1.0 if mixture.max_epochs is None else mixture.max_epochs
+    by_source = most if isinstance(most, dict) else {cell.source: most for cell in cells}
+    limits = [
+        max(1, int(by_source[cell.source] * cell.examples + 1e-9)) if cell.source in by_source else NO_LIMIT
+        for cell in cells
     ]
-    facts = dataset.facts
-    dropped: dict[str, int] = {}
-    for item in facts.dropped:
-        dropped[item.language] = dropped.get(item.language, 0) + item.count
-    return {
-        "cells": rows,
-        "languages": list(facts.languages),
-        "sources": list(facts.sources),
-        "dropped": dropped,
-        "bad_rows": dict(facts.bad_rows),
-        "tokenizer_hash": facts.tokenizer_hash,
-        "template_hash": facts.template_hash,
-    }
+    return np.array(limits, np.int64)
 
 
-def _amounts(dataset: Dataset) -> tuple[np.ndarray, ...]:
-    """Examples, tokens, target tokens and bytes of each example, in the order `Cell` counts them."""
-    return np.ones(len(dataset)), dataset.lengths, dataset.target_tokens, np.asarray(dataset.content_bytes)
+def _collect_rows(blocks: Iterator[Block], needed: int | None) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets and examples of the first `needed` rows, or of all there are."""
+    examples, counts, rows = [np.empty(0, np.int32)], [np.zeros(1, np.int64)], 0
+    for block in blocks:
+        examples.append(block.examples.astype(np.int32))
+        counts.append(block.counts)
+        rows += len(block.counts)
+        if needed is not None and rows >= needed:
+            break
+    offsets = np.cumsum(np.concatenate(counts))[: None if needed is None else needed + 1]
+    return offsets, np.concatenate(examples)[: offsets[-1]]
 
 
-def _check_sources(dataset: Dataset, config: DataConfig) -> None:
-    named = [source.name for source in config.sources]
-    unknown = sorted(set(dataset.facts.sources[1:]) - set(named))
-    if unknown:
-        raise DataError(f"the dataset has sources {unknown} but data.sources names {named}; prepare it again")
-    for name in named:
-        if name in dataset.facts.sources:
-            continue
-        dropped = [item for item in dataset.facts.dropped if item.source == name]
-        if not dropped:
-            raise DataError(f"source {name!r} gave no example; check its path, `where` and bad rows")
-        shortest = min(item.shortest for item in dropped)
-        raise DataError(
-            f"all {sum(item.count for item in dropped)} rows of source {name!r} were dropped: the "
-            f"shortest fills {shortest} positions and data.packing.row_length is "
-            f"{config.packing.row_length}; set it to {shortest} or more, or remove the source"
-        )
-    _check_lost_languages(dataset, config)
+def _fill_batch(row_offsets: np.ndarray, batch_rows: int) -> np.ndarray:
+    """The offsets with empty rows up to a whole number of batches."""
+    missing = -(len(row_offsets) - 1) % batch_rows
+    return np.concatenate((row_offsets, np.full(missing, row_offsets[-1])))
 
 
-def _check_lost_languages(dataset: Dataset, config: DataConfig) -> None:
-    """A language that is there in the files but too long for every row must not vanish from the table."""
-    lost: dict[str, int] = {}
-    for item in dataset.facts.dropped:
-        if item.language not in dataset.facts.languages:
-            lost[item.language] = min(item.shortest, lost.get(item.language, item.shortest))
-    bad = sorted(tag for tag in dataset.facts.bad_rows if tag and tag not in dataset.facts.languages)
-    if bad:
-        raise DataError(
-            f"every row of {', '.join(bad)} was skipped as bad, so these languages would get nothing; the reasons come "
-            "with data.bad_rows=error. Mend the rows, or leave those languages out with `where`"
-        )
-    if lost:
-        raise DataError(
-            f"every example of {', '.join(sorted(lost))} is longer than data.packing.row_length="
-            f"{config.packing.row_length} and would be dropped; set it to {max(lost.values())} or more, "
-            "or leave those languages out with `where`"
-        )
-
-
-def _check_starved(rows: list[dict[str, Any]], *, steps: int, parts_C: np.ndarray, drawn: int) -> None:
-    wanted, planned = {}, {}
-    for row, part in zip(rows, parts_C.tolist(), strict=True):
-        wanted[row["language"]] = wanted.get(row["language"], 0) + part
-        planned[row["language"]] = planned.get(row["language"], 0) + row["planned_examples"]
-    starved = [language for language, part in wanted.items() if part > 0 and planned[language] == 0]
-    if not starved:
-        return
-    rarest = min(wanted[language] for language in starved) / sum(wanted.values())
-    enough = int(np.ceil(2 * steps / max(drawn * rarest, 1e-12)))
+def _whole_batches(
+    rows: int, row_examples: np.ndarray, inputs: _Inputs, mixture: MixtureConfig, needed: int, batch_rows: int
+) -> int:
+    """How many batches there are where a source is used up before the run is over, if the recipe lets it end there."""
+    whole = rows // batch_rows
+    if mixture.exhausted == "stop" and whole:
+        return whole
+    given_C = np.bincount(inputs.cell_N[row_examples], minlength=len(inputs.cells))
+    limit_C = np.zeros(len(inputs.cells)) if inputs.limit_C is None else inputs.limit_C
+    gone = [
+        f"{cell.language!r} in source {cell.source!r} ({cell.examples} examples)"
+        for cell, given, limit in zip(inputs.cells, given_C.tolist(), limit_C.tolist(), strict=True)
+        if given >= limit
+    ]
+    shown = f"{', '.join(gone[:6])}{f' and {len(gone) - 6} more' if len(gone) > 6 else ''}"
     raise DataError(
-        f"{len(starved)} of {len(wanted)} languages would get no example in {steps} steps: "
-        f"{', '.join(sorted(starved)[:12])}{' ...' if len(starved) > 12 else ''}. Train longer (about "
-        f"{max(enough, 2 * steps)} steps), raise data.mixture.temperature, lower "
-        "data.packing.block_examples, or set data.mixture.language_weights to 0 for languages to leave out "
-        "on purpose"
+        f"used up after {whole} of {needed // batch_rows} steps: {shown}; use at most {whole} steps, a higher "
+        "data.mixture.max_epochs, or data.mixture.exhausted=repeat"
     )
 
 
-def _hash_inputs(dataset: Dataset, config: DataConfig, seed: int) -> str:
+def _hash_inputs(dataset: Examples, config: DataConfig, seed: int, inputs: _Inputs) -> str:
     weights = sorted((source.name, source.weight) for source in config.sources)
-    decides = (FORMAT, dataset.facts.hash, weights, config.mixture, config.packing, seed)
+    every_C = np.ones(len(inputs.cells), bool)
+    resolved = (
+        [(stage.first_row, stage.parts_of(every_C).tolist()) for stage in inputs.stages],
+        None if inputs.limit_C is None else inputs.limit_C.tolist(),
+        # What is due in which row tells the rows of the run.
+        hashlib.sha256(inputs.pinch.examples.tobytes() + inputs.pinch.due.tobytes()).hexdigest(),
+    )
+    decides = (FORMAT, dataset.facts.hash, weights, config.mixture, config.packing, seed, resolved)
     return hashlib.sha256(msgspec.json.encode(decides, order="sorted")).hexdigest()
 
 
@@ -262,7 +248,11 @@ def _restore(fields: dict[str, Any]) -> Plan:
     return Plan(**fields)
 
 
-def trained_per_row(dataset: Dataset, plan: Plan) -> np.ndarray:
-    """How many positions of each planned row are trained on, R of them."""
-    trained_N = dataset.target_tokens
-    return np.add.reduceat(trained_N[plan.row_examples], plan.row_offsets[:-1])
+def trained_per_row(dataset: Examples, plan: Plan) -> np.ndarray:
+    """How many positions of each planned row are trained on, R of them; 0 for a row without examples."""
+    trained = np.zeros(plan.rows, np.int64)
+    filled = np.flatnonzero(np.diff(plan.row_offsets))
+    if len(filled):
+        # Sums run from one offset to the next given: rows without examples, which have no first one, are left out.
+        trained[filled] = np.add.reduceat(dataset.target_tokens[plan.row_examples], plan.row_offsets[filled])
+    return trained

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.packing import pack_best_fit, pack_one_each, padding_share
+from data.packing import assign_best_fit, assign_one_each, pack_best_fit, padding_share
 from data.schema import DataError
 
 ROW_LENGTHS = st.integers(1, 64)
@@ -81,7 +81,7 @@ def test_rows_are_full_on_realistic_lengths():
     assert padding_share(int(lengths.sum()), len(bins), 512) < 0.001
 
 
-@pytest.mark.parametrize("pack", [pack_best_fit, pack_one_each])
+@pytest.mark.parametrize("pack", [assign_best_fit, assign_one_each, pack_best_fit])
 @pytest.mark.parametrize("lengths, name", [([3, 11], "example 1 fills 11"), ([0], "example 0 fills 0")])
 def test_a_length_that_no_row_takes_is_an_error_not_a_cut(pack, lengths, name):
     with pytest.raises(DataError, match=f"{name} positions; a row takes 1 to 10"):
@@ -89,7 +89,7 @@ def test_a_length_that_no_row_takes_is_an_error_not_a_cut(pack, lengths, name):
 
 
 def test_unpacked_is_one_example_a_row_in_order():
-    assert pack_one_each([3, 9, 1], 10) == [[0], [1], [2]]
+    assert assign_one_each([3, 9, 1], 10).tolist() == [0, 1, 2]
 
 
 def test_padding_share_counts_positions():

@@ -1,5 +1,6 @@
 """A plan is the same wherever it is made, grows without moving a row, and says what its rows really hold."""
 
+import dataclasses
 import pickle
 import subprocess
 import sys
@@ -11,45 +12,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.cells import tabulate
 from data.config import DataConfig, PackingConfig
-from data.dataset import Dataset, DatasetFacts, Dropped, hash_dataset
+from data.dataset import Dropped
 from data.mixture_config import MixtureConfig
-from data.plan import build_plan, read_plan, tabulate, write_plan
+from data.plan import build_plan, read_plan, write_plan
 from data.schema import DataError
 from data.source_config import FileSource, LanguageRule
+from tests.data.fake_examples import make_examples
 
 
 def make_dataset(groups, *, dropped=()):
-    """Examples of `count` x (source, language, positions, target tokens), token ids counting up."""
+    """Examples of `count` x (source, language, positions, target tokens)."""
     rows = [group[1:] for group in groups for _ in range(group[0])]
-    languages = ("", *sorted({row[1] for row in rows}))
-    sources = ("", *sorted({row[0] for row in rows}))
-    sizes = np.array([row[2] + 1 for row in rows])
-    offsets = np.concatenate(([0], np.cumsum(sizes)))
-    weights = np.zeros(offsets[-1], np.float32)
-    for end, row in zip(offsets[1:], rows, strict=True):
-        weights[end - row[3] : end] = 1
-    facts = DatasetFacts(
-        languages=languages,
-        sources=sources,
-        tasks=("",),
-        pad_id=0,
-        tokenizer_hash="t",
-        template_hash="c",
-        dropped=dropped,
-    )
-    dataset = Dataset(
-        tokens=np.arange(offsets[-1], dtype=np.int32),
-        roles=np.ones(offsets[-1], np.int8),
-        weights=weights,
-        offsets=offsets,
-        language=np.array([languages.index(row[1]) for row in rows], np.int16),
-        source=np.array([sources.index(row[0]) for row in rows], np.int16),
-        task=np.zeros(len(rows), np.int16),
-        content_bytes=np.full(len(rows), 7, np.int32),
-        facts=facts,
-    )
-    return msgspec.structs.replace(dataset, facts=msgspec.structs.replace(facts, hash=hash_dataset(dataset)))
+    sources, languages, lengths, targets = zip(*rows, strict=True)
+    return make_examples(lengths, languages, sources, target_tokens=targets, dropped=dropped)
 
 
 def make_config(*names, weights=None, packing=None, **mixture):
@@ -125,7 +102,7 @@ def test_the_hash_covers_seed_and_content_but_not_loader_settings():
     config = make_config()
     base = build_plan(MIXED, config, steps=20, batch_rows=4, seed=0)
     assert build_plan(MIXED, config, steps=20, batch_rows=4, seed=1).hash != base.hash
-    changed = msgspec.structs.replace(MIXED, facts=msgspec.structs.replace(MIXED.facts, hash="other"))
+    changed = dataclasses.replace(MIXED, facts=msgspec.structs.replace(MIXED.facts, hash="other"))
     assert build_plan(changed, config, steps=20, batch_rows=4, seed=0).hash != base.hash
     loader = msgspec.structs.replace(config, workers=3, prefetch=9, bad_rows="skip", root="/elsewhere")
     assert build_plan(MIXED, loader, steps=20, batch_rows=4, seed=0).hash == base.hash
@@ -246,9 +223,9 @@ def test_cells_are_every_source_and_language_once():
     dataset = make_dataset([(2, "b", "sw", 5, 1), (3, "a", "sw", 4, 2), (1, "b", "en", 7, 3)])
     cells, cell_N = tabulate(dataset)
     assert [tuple(cell) for cell in cells] == [
-        ("a", "sw", 3, 12, 6, 21),
-        ("b", "en", 1, 7, 3, 7),
-        ("b", "sw", 2, 10, 2, 14),
+        ("a", "sw", 3, 12, 6, 21, 15),
+        ("b", "en", 1, 7, 3, 7, 5),
+        ("b", "sw", 2, 10, 2, 14, 10),
     ]
     assert cell_N.tolist() == [2, 2, 0, 0, 0, 1]
 

@@ -1,25 +1,34 @@
 """The stream of rows: fresh order every epoch, nothing skipped, nothing systematic about what comes first."""
 
 import itertools
+from collections import Counter
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.config import PackingConfig
-from data.mixture import SHARE_BITS
-from data.stream import key_for, random_bits, shuffled, stream_rows, visit_order
+from data.mixture import Cell, Mixed
+from data.stages import Stage
+from data.stream import Supply, stream_rows
+from data.visits import Visits, key_for, random_bits, shuffled, visit_order
 
-HALF = 1 << (SHARE_BITS - 1)
+HALF = 0.5
 
 
-def take(lengths, members, *, blocks, parts=None, seed=0, **packing):
-    parts = np.array(parts or [2 * HALF // len(members)] * len(members), np.int64)
-    parts[0] += 2 * HALF - parts.sum()
-    names = [("s", f"l{index}") for index in range(len(members))]
+def take(lengths, members, *, blocks, shares=None, seed=0, **packing):
+    shares = np.array(shares or [1 / len(members)] * len(members))
+    cells = [Cell("s", f"l{index}", len(own), 10 * len(own), len(own)) for index, own in enumerate(members)]
+    stage = Stage(0, None, Mixed(shares, np.arange(len(members))), cells, "examples")
+    cell_N = np.repeat(np.arange(len(members)), [len(own) for own in members])
+    assert np.concatenate(members).tolist() == list(range(len(cell_N)))
+    supply = Supply(np.asarray(lengths)[: len(cell_N)], cell_N, [(cell.source, cell.language) for cell in cells])
     config = PackingConfig(**{"row_length": 32, "block_examples": 16, **packing})
-    stream = stream_rows(np.asarray(lengths), members, config, names=names, parts_C=parts, seed=seed)
-    return [list(map(np.ndarray.tolist, block)) for block in itertools.islice(stream, blocks)]
+    stream = stream_rows(supply, [stage], config, seed=seed)
+    return [
+        [row.tolist() for row in np.split(block.examples, np.cumsum(block.counts)[:-1])] if len(block.counts) else []
+        for block in itertools.islice(stream, blocks)
+    ]
 
 
 def test_every_example_is_seen_before_any_is_seen_again():
@@ -32,7 +41,7 @@ def test_every_example_is_seen_before_any_is_seen_again():
 
 def test_a_small_cell_repeats_evenly_beside_a_large_one():
     members = [np.arange(3), np.arange(3, 100)]
-    rows = take([4] * 100, members, blocks=4, parts=[HALF, HALF])
+    rows = take([4] * 100, members, blocks=4, shares=[HALF, HALF])
     counts = np.bincount([example for block in rows for row in block for example in row], minlength=100)
     assert sorted(counts[:3]) == [10, 11, 11]
     assert sorted(set(counts[3:])) == [0, 1]
@@ -52,17 +61,60 @@ def test_long_examples_are_not_first():
     """Best fit opens rows for the longest examples first; unshuffled, training would see them all early."""
     lengths = [30] * 100 + [2] * 100
     members = [np.arange(100), np.arange(100, 200)]
-    block = take(lengths, members, blocks=1, parts=[HALF, HALF], block_examples=200, packed=False)[0]
+    block = take(lengths, members, blocks=1, shares=[HALF, HALF], block_examples=200, packed=False)[0]
     places = np.array([place for place, row in enumerate(block) if row[0] < 100])
     assert 85 < places.mean() < 115
 
 
 def test_packed_and_unpacked_draw_the_same_examples():
+    """All but those of the one row of a block that is taken apart and comes with the next."""
     lengths = np.arange(1, 31)
-    packed, padded = (take(lengths, [np.arange(30)], blocks=3, packed=packed) for packed in (True, False))
+    packed, padded = (take(lengths, [np.arange(30)], blocks=6, packed=packed) for packed in (True, False))
     assert all(len(row) == 1 for block in padded for row in block)
-    for ours, theirs in zip(packed, padded, strict=True):
-        assert sorted(itertools.chain(*ours)) == sorted(itertools.chain(*theirs))
+    ours, theirs, waited = Counter(), Counter(), []
+    for packed_block, padded_block in zip(packed, padded, strict=True):
+        ours.update(itertools.chain(*packed_block))
+        theirs.update(itertools.chain(*padded_block))
+        assert not ours - theirs
+        waiting = theirs - ours
+        assert sum(int(lengths[example]) * count for example, count in waiting.items()) < 32
+        waited.append(waiting)
+    assert any(waited)
+
+
+def test_the_emptiest_row_of_a_block_is_filled_up_in_the_next():
+    """Blocks of 16 x 3 positions are one and a half rows of 32; packed each by itself a third would be padding."""
+    rows = [row for block in take([3] * 999, [np.arange(999)], blocks=40) for row in block]
+    assert Counter(len(row) for row in rows)[10] == len(rows)
+    seen = [example for row in rows for example in row]
+    assert len(seen) == len(set(seen))
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(1, 32), min_size=40, max_size=90), st.integers(0, 9))
+def test_nothing_waits_for_more_than_four_blocks(lengths, seed):
+    """Lengths that share no row with others would be in the emptiest row of every block, and never come."""
+    members = [np.arange(len(lengths))]
+    packed, drawn = (take(lengths, members, blocks=20, seed=seed, packed=flag) for flag in (True, False))
+    came, due = (
+        [
+            [b for b, rows in enumerate(blocks) for row in rows for one in row if one == example]
+            for example in members[0]
+        ]
+        for blocks in (packed, drawn)
+    )
+    for came_in, due_in in zip(came, due, strict=True):
+        assert all(meant <= block <= meant + 4 for block, meant in zip(came_in, due_in, strict=False))
+        assert all(meant >= 16 for meant in due_in[len(came_in) :])
+
+
+def test_what_is_given_back_comes_before_anything_new():
+    visits = Visits(np.arange(10, 20), key=3)
+    whole = Visits(np.arange(10, 20), key=3).take(20).tolist()
+    first = visits.take(6).tolist()
+    assert first == whole[:6]
+    visits.give_back(np.array(first[4:]))
+    assert visits.take(14).tolist() == whole[4:18]
 
 
 def test_seed_changes_the_stream_and_nothing_else_does():
