@@ -13,7 +13,7 @@ class Shape(NamedTuple):
     """How a template writes the last answer of a conversation."""
 
     header: str
-    """What the prompt ends with: what `add_generation_prompt` adds, or what closes the question where that is nothing."""
+    """What the prompt ends with: what `add_generation_prompt` adds, else what closes the question."""
     lead: str
     """What follows the prompt and comes before the content: "" mostly, " " or an empty think block in some."""
     closing: str

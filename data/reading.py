@@ -88,8 +88,15 @@ def select_ids(read: ReadIds, spans: Sequence[tuple[int, int]]) -> list[slice]:
 
 def _find_spelled(text: str, given: Sequence[tuple[int, int]], read: ReadIds) -> list[tuple[int, int]]:
     """The texts a control id was read from inside of; the space such a token swallows is not of them."""
+    if not given:
+        return []
+    starts, ends = np.array(given, np.int64).T
+    control = np.flatnonzero(read.is_control_T)
+    # The last text that begins before such an id ends: does it reach into the id?
+    places = np.searchsorted(starts, read.ends_T[control], side="left") - 1
+    touching = control[(places >= 0) & (ends[places] > read.starts_T[control])]
     found = {}
-    for index in np.flatnonzero(read.is_control_T).tolist():
+    for index in touching.tolist():
         first, last = int(read.starts_T[index]), int(read.ends_T[index])
         piece = text[first:last]
         first, last = first + len(piece) - len(piece.lstrip()), first + len(piece.rstrip())

@@ -23,7 +23,7 @@ def compile_template(source: str, *, name: str, date: str) -> jinja2.Template:
 
     Raises DataError naming the template if it is no Jinja.
     """
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _write_json
@@ -81,10 +81,11 @@ def render_messages(
     tools: Sequence[Any] | None = None,
 ) -> str:
     """Returns the text of the messages. Raises DataError with the template's own words where it refuses them."""
+    given = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
     try:
-        return template.render(
-            messages=messages, tools=tools, documents=None, add_generation_prompt=add_generation_prompt, **variables
-        )
+        # As `template.render`, which copies all globals one by one each time.
+        context = template.new_context({**template.environment.globals, **variables, **given}, shared=True)
+        return "".join(template.root_render_func(context))
     except jinja2.TemplateError as error:
         raise DataError(f"the template refuses it: {error.message}") from None
     except Exception as error:
@@ -115,6 +116,16 @@ def _parse_json(text: str, what: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{what} is no JSON ({error}); mend the row: {text[:80]!r}") from None
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """The sandbox, which finds fields of messages without a failed look-up of an attribute first."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Returns what the sandbox would."""
+        if type(obj) is dict and not hasattr(dict, attribute):
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
 
 
 class _GenerationTag(Extension):

@@ -7,6 +7,7 @@ tried; a mark that the template drops leaves that end of the text unknown.
 """
 
 import bisect
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -213,19 +214,22 @@ def _read_places(count: int, pieces: Sequence[_Piece], places: Mapping[str, list
     given: list[tuple[int, int]] = []
     unknown: list[tuple[int, str]] = []
     for piece in pieces:
-        if piece.kind in ("content", "thoughts", "call") and not _is_gone(piece, places):
-            start, end = _find_only(places, piece)
-            starts[piece.turn].append(start)
-            ends[piece.turn].append(end)
-        elif piece.kind == "call's":
-            ends[piece.turn] += places.get(piece.after, ())
-        spans = list(zip(places.get(piece.before, ()), places.get(piece.after, ()), strict=False))
-        if spans and len(places[piece.before]) == len(places[piece.after]):
-            given += spans
-        elif not _is_gone(piece, places):
+        before, after = places.get(piece.before, ()), places.get(piece.after, ())
+        if before and len(before) == len(after):
+            given += zip(before, after, strict=True)
+        elif _is_gone(piece, places):
+            continue
+        else:
             unknown.append((piece.turn, piece.text))
+        if piece.kind in ("content", "thoughts", "call"):
+            # A content that stands twice does not say where its turn does.
+            is_known = piece.kind == "call" or (len(before) <= 1 and len(after) <= 1)
+            starts[piece.turn].append(min(before) if before and is_known else None)
+            ends[piece.turn].append(max(after) if after and is_known else None)
+        elif piece.kind == "call's":
+            ends[piece.turn] += after
     turns = [_join(*known) for known in zip(starts, ends, strict=True)]
-    return Spans(turns, sorted(given), unknown, sorted(place for each in places.values() for place in each))
+    return Spans(turns, sorted(given), unknown, sorted(itertools.chain.from_iterable(places.values())))
 
 
 def _is_gone(piece: _Piece, places: Mapping[str, list[int]]) -> bool:
@@ -235,21 +239,15 @@ def _is_gone(piece: _Piece, places: Mapping[str, list[int]]) -> bool:
     return piece.before + piece.after != "" and piece.before not in places and piece.after not in places
 
 
-def _find_only(places: Mapping[str, list[int]], piece: _Piece) -> Span:
-    """Where a text begins and ends; a content that stands twice does not say where its turn does."""
-    start, end = places.get(piece.before, []), places.get(piece.after, [])
-    if piece.kind != "call" and max(len(start), len(end)) > 1:
-        return Span(None, None)
-    return Span(min(start, default=None), max(end, default=None))
-
-
 def _join(starts: Sequence[int | None], ends: Sequence[int | None]) -> TurnSpan:
-    known = [place for place in (*starts, *ends) if place is not None]
+    """Where a turn stands whose texts begin and end there."""
+    if len(starts) == len(ends) == 1:
+        return TurnSpan(starts[0], ends[0], ends[0] if starts[0] is None else starts[0])
     known_starts, known_ends = ([each for each in found if each is not None] for found in (starts, ends))
     return TurnSpan(
         min(known_starts) if known_starts and len(known_starts) == len(starts) else None,
         max(known_ends) if known_ends and len(known_ends) == len(ends) else None,
-        min(known, default=None),
+        min((*known_starts, *known_ends), default=None),
     )
 
 

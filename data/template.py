@@ -104,7 +104,7 @@ class JinjaTemplate:
     def encode_prompt(self, turns: Sequence[Turn], *, tools: str = "") -> list[int]:
         """Returns the ids of the turns and the header of an answer, as transformers' `add_generation_prompt` does.
 
-        `tools` is the JSON of the tools that may be called, "" for none. Raises DataError as `encode_conversation` does.
+        `tools` is the JSON of the tools that may be called, "" for none. Raises DataError like `encode_conversation`.
         """
         try:
             text, spans = self._read_turns(turns, tools, is_prompt=True)
@@ -157,7 +157,7 @@ class JinjaTemplate:
         trained = encoded.ids[1:][encoded.weights[1:] == 1]
         if not len(trained):
             raise DataError(f"no token would be trained in {shorten(text)}")
-        if not np.any(np.isin(trained, self.stop_ids)):
+        if not self._is_stop_V[trained].any():
             raise DataError(f"no end of turn would be trained, so the model would never stop, in {shorten(text)}")
 
     def _render(self, messages: Messages, tools: Tools = None, *, is_prompt: bool = False) -> str:
@@ -219,6 +219,12 @@ class JinjaTemplate:
     @functools.cached_property
     def _reader(self) -> Reader:
         return make_reader(self.tokenizer)
+
+    @functools.cached_property
+    def _is_stop_V(self) -> np.ndarray:
+        is_stop_V = np.zeros(self.tokenizer.vocab_size, bool)
+        is_stop_V[list(self.stop_ids)] = True
+        return is_stop_V
 
     @functools.cached_property
     def _stops(self) -> re.Pattern[str]:
