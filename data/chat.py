@@ -9,9 +9,10 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from data.control_template import ControlTemplate
-from data.encoded import Encoded
+from data.encoded import ANSWERS_ALONE, Encoded
 from data.schema import Conversation, DataError, Turn
 from data.sentencepiece_tokenizer import SentencePieceTokenizer
+from data.source_config import LossConfig
 from data.template import JinjaTemplate
 from data.tokenizer import Tokenizer
 
@@ -56,12 +57,15 @@ class ChatTemplate(Protocol):
         """The template as a Hugging Face chat template."""
         ...
 
-    def encode_conversation(self, conversation: Conversation) -> Encoded:
-        """Returns ids, roles, loss weights and turns. Raises DataError naming the conversation."""
+    def encode_conversation(self, conversation: Conversation, loss: LossConfig = ANSWERS_ALONE) -> Encoded:
+        """Returns ids, roles, loss weights and turns; a plain text is encoded without the template.
+
+        Weights are 0, 1 and the policy's `prompt_weight`. Raises DataError naming the conversation.
+        """
         ...
 
-    def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
-        """Returns the ids after which the model answers. Raises DataError."""
+    def encode_prompt(self, turns: Sequence[Turn], *, tools: str = "") -> list[int]:
+        """Returns the ids after which the model answers; `tools` as in a `Conversation`. Raises DataError."""
         ...
 
 

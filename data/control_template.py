@@ -14,15 +14,19 @@ import numpy as np
 
 from data.batch import Role
 from data.encoded import (
+    ANSWERS_ALONE,
     TURN_ROLES,
     Encoded,
-    check_answered,
     check_stop_ids,
     check_turns,
+    encode_text,
+    is_text,
     name_conversation,
+    weigh_turns,
 )
 from data.schema import ROLES, Conversation, DataError, Turn
 from data.sentencepiece_tokenizer import SentencePieceTokenizer
+from data.source_config import LossConfig
 
 # What the template is, as data: change it and `template_hash` changes, so old checkpoints notice.
 DEFINITION = {
@@ -87,8 +91,8 @@ class ControlTemplate:
             "{%- endif -%}\n"
         )
 
-    def encode_conversation(self, conversation: Conversation) -> Encoded:
-        """Returns ids, roles, loss weights and turns of a conversation.
+    def encode_conversation(self, conversation: Conversation, loss: LossConfig = ANSWERS_ALONE) -> Encoded:
+        """Returns ids, roles, loss weights and turns of a conversation, trained as the policy and its marks say.
 
         user "2+2?", assistant "4", with one id per character:
 
@@ -97,36 +101,56 @@ class ControlTemplate:
             weights  0      0      0    0    0    0    0    0      1         1
             turns    -1     -1     0    0    0    0    -1   -1     1         -1
 
-        Raises DataError for an unknown role, an empty user or assistant turn, or no assistant turn at all: such a
-        conversation trains nothing, or trains the model to say nothing.
+        Raises DataError for an unknown role, an empty user or assistant turn, tools, calls or thoughts, which the
+        template has no form for, or no assistant turn that is trained: such a conversation trains nothing, or trains
+        the model to say nothing.
         """
-        check_answered(conversation)
+        if is_text(conversation):
+            return encode_text(conversation, self.tokenizer)
+        weights = weigh_turns(conversation, loss)
         try:
-            contents = self._encode_contents(conversation.turns)
+            contents = self._encode_contents(conversation.turns, conversation.tools)
         except DataError as error:
             raise DataError(f"{name_conversation(conversation)}, {error}") from None
-        ids, roles, turns = [self.tokenizer.bos_id], [Role.HEADER], [-1]
-        for index, (turn, content) in enumerate(zip(conversation.turns, contents, strict=True)):
-            ids += [self.tokenizer.role_ids[turn.role], *content, self.tokenizer.end_id]
-            roles += [Role.HEADER] + [TURN_ROLES[turn.role]] * (len(content) + 1)
-            turns += [-1, *[index] * len(content), -1]
-        roles_T = np.array(roles, np.int8)
-        weights_T = (roles_T == Role.ASSISTANT).astype(np.float32)
-        return Encoded(np.array(ids, np.int32), roles_T, weights_T, np.array(turns, np.int16))
+        tokenizer = self.tokenizer
+        lengths = np.array([len(content) for content in contents])
+        ids_T = np.array(
+            [tokenizer.bos_id, *self._join(conversation.turns, contents)],
+            np.int32,
+        )
+        roles_T = np.full(len(ids_T), Role.HEADER, np.int8)
+        weights_T = np.zeros(len(ids_T), np.float32)
+        turns_T = np.full(len(ids_T), -1, np.int16)
+        starts = 2 + np.concatenate(([0], np.cumsum(lengths + 2)[:-1]))
+        for index, (turn, start, end) in enumerate(
+            zip(conversation.turns, starts.tolist(), (starts + lengths).tolist(), strict=True)
+        ):
+            roles_T[start : end + 1] = TURN_ROLES[turn.role]
+            weights_T[start : end + (turn.role == "assistant")] = weights[index]
+            turns_T[start:end] = index
+        return Encoded(ids_T, roles_T, weights_T, turns_T)
 
-    def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
+    def encode_prompt(self, turns: Sequence[Turn], *, tools: str = "") -> list[int]:
         """Returns the ids up to and including the assistant's role token, from where the model answers.
 
         Exactly a prefix of `encode_conversation` of the same turns followed by an assistant turn.
         Raises DataError as `encode_conversation` does.
         """
-        ids = [self.tokenizer.bos_id]
-        for turn, content in zip(turns, self._encode_contents(turns), strict=True):
-            ids += [self.tokenizer.role_ids[turn.role], *content, self.tokenizer.end_id]
-        return [*ids, self.tokenizer.role_ids["assistant"]]
+        contents = self._encode_contents(turns, tools)
+        return [self.tokenizer.bos_id, *self._join(turns, contents), self.tokenizer.role_ids["assistant"]]
 
-    def _encode_contents(self, turns: Sequence[Turn]) -> list[list[int]]:
+    def _join(self, turns: Sequence[Turn], contents: Sequence[list[int]]) -> list[int]:
+        ids: list[int] = []
+        role_ids, end_id = self.tokenizer.role_ids, self.tokenizer.end_id
+        for turn, content in zip(turns, contents, strict=True):
+            ids.append(role_ids[turn.role])
+            ids += content
+            ids.append(end_id)
+        return ids
+
+    def _encode_contents(self, turns: Sequence[Turn], tools: str) -> list[list[int]]:
         check_turns(turns)
+        _check_forms(turns, tools)
         contents = []
         for index, turn in enumerate(turns):
             try:
@@ -136,3 +160,17 @@ class ControlTemplate:
             if turn.role in ("user", "assistant") and not contents[-1]:
                 raise DataError(f"turn {index}: the {turn.role} turn is empty; fix the row or leave it out")
         return contents
+
+
+def _check_forms(turns: Sequence[Turn], tools: str) -> None:
+    """Raises DataError for what the template would leave out."""
+    found = "tools" if tools else ""
+    for index, turn in enumerate(turns):
+        if turn.tool_calls or turn.thoughts:
+            found = f"{'tool calls' if turn.tool_calls else 'thoughts'} (turn {index})"
+            break
+    if found:
+        raise DataError(
+            f"the control-token template has no form for {found}; use a tokenizer and a template that have one, such "
+            "as qwen3, or take them out of the row"
+        )

@@ -1,5 +1,7 @@
 """From a rendered template to ids that know their characters; control tokens spelled in contents stay text."""
 
+import bisect
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -7,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data.encoded import shorten
-from data.schema import DataError, Turn
-from data.spans import Span
+from data.schema import DataError
+from data.spans import Spans
 from data.tokenizer import Tokenizer
 
 
@@ -44,25 +46,21 @@ def match_any(names: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, ordered)) if ordered else "(?!)")
 
 
-def read_ids(reader: Reader, text: str, turns: Sequence[Turn], spans: Sequence[Span]) -> ReadIds:
-    """Returns the ids of a rendering: those of the whole text, save that a content in which a control token is
-    spelled is encoded by itself, as text.
+def read_ids(reader: Reader, text: str, spans: Spans) -> ReadIds:
+    """Returns the ids of a rendering: those of the whole text, save that a text of the row in which a control token
+    is spelled is encoded by itself, as text.
 
-    Raises DataError if such a content is not to be found in the rendering, and for a doubled beginning of text.
+    Raises DataError if such a text is not to be found in the rendering, and for a doubled beginning of text.
     """
-    read = _collect(reader, *reader.tokenizer.encode_rendered_offsets(text))
-    spelling = []
-    for index, (turn, (start, end)) in enumerate(zip(turns, spans, strict=True)):
-        if start is not None and end is not None:
-            if _spells_control(text, start, end, read):
-                spelling.append((start, end))
-        elif found := reader.names.search(turn.content):
+    for turn, unknown in spans.unknown:
+        if found := reader.names.search(unknown):
             raise DataError(
-                f"turn {index} spells the control token {found[0]!r}, and the template rewrites that turn, so it "
-                f"cannot be kept as text; take it out: {shorten(turn.content)}"
+                f"turn {turn} spells the control token {found[0]!r}, and the template rewrites that turn, so it "
+                f"cannot be kept as text; take it out: {shorten(unknown)}"
             )
-    if spelling:
-        read = _read_pieces(reader, text, sorted(spelling))
+    read = _collect(reader, *reader.tokenizer.encode_rendered_offsets(text))
+    if spelling := _find_spelled(text, spans.given, read):
+        read = _read_pieces(reader, text, spelling)
     bos = reader.tokenizer.bos_id
     if bos is not None and np.any((read.ids_T[1:] == bos) & (read.ids_T[:-1] == bos)):
         raise DataError(
@@ -71,24 +69,41 @@ def read_ids(reader: Reader, text: str, turns: Sequence[Turn], spans: Sequence[S
     return read
 
 
-def select_ids(read: ReadIds, start: int, end: int) -> np.ndarray:
-    """Returns which ids belong to the characters `start` to `end`, T booleans.
+def select_ids(read: ReadIds, spans: Sequence[tuple[int, int]]) -> list[slice]:
+    """Returns which ids belong to the characters `start` to `end`, for each span.
 
     An id with characters on both sides of a boundary belongs, unless it is a control token that begins before. An
     id read from no character belongs to the place it stands at.
     """
-    touches_T = (read.starts_T < end) & (np.maximum(read.ends_T, read.starts_T + 1) > start)
-    return touches_T & ~(read.is_control_T & (read.starts_T < start))
+    starts, ends = np.array(spans, np.int64).reshape(-1, 2).T
+    firsts = np.searchsorted(np.maximum(read.ends_T, read.starts_T + 1), starts, side="right").tolist()
+    lasts = np.searchsorted(read.starts_T, ends, side="left").tolist()
+    slices = []
+    for (start, _), first, last in zip(spans, firsts, lasts, strict=True):
+        while first < last and read.is_control_T[first] and read.starts_T[first] < start:
+            first += 1
+        slices.append(slice(first, max(first, last)))
+    return slices
 
 
-def _spells_control(text: str, start: int, end: int, read: ReadIds) -> bool:
-    """Whether a control id was read from inside a content; the space such a token swallows is not of it."""
-    for index in np.flatnonzero(read.is_control_T & (read.starts_T < end) & (read.ends_T > start)):
+def _find_spelled(text: str, given: Sequence[tuple[int, int]], read: ReadIds) -> list[tuple[int, int]]:
+    """The texts a control id was read from inside of; the space such a token swallows is not of them."""
+    if not given:
+        return []
+    starts, ends = np.array(given, np.int64).T
+    control = np.flatnonzero(read.is_control_T)
+    # The last text that begins before such an id ends: does it reach into the id?
+    places = np.searchsorted(starts, read.ends_T[control], side="left") - 1
+    touching = control[(places >= 0) & (ends[places] > read.starts_T[control])]
+    found = {}
+    for index in touching.tolist():
         first, last = int(read.starts_T[index]), int(read.ends_T[index])
         piece = text[first:last]
-        if first + len(piece) - len(piece.lstrip()) >= start and first + len(piece.rstrip()) <= end:
-            return True
-    return False
+        first, last = first + len(piece) - len(piece.lstrip()), first + len(piece.rstrip())
+        place = bisect.bisect_right(given, first, key=lambda span: span[0]) - 1
+        if place >= 0 and last <= given[place][1]:
+            found[given[place]] = None
+    return list(found)
 
 
 def _read_pieces(reader: Reader, text: str, contents: Sequence[tuple[int, int]]) -> ReadIds:
@@ -106,9 +121,11 @@ def _read_pieces(reader: Reader, text: str, contents: Sequence[tuple[int, int]])
 
 
 def _collect(reader: Reader, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> ReadIds:
-    """Ids with their characters. Some tokenizers leave space out of offsets: it goes to the token after it, or an id
-    that is nothing but a line end would seem to stand at the beginning of what follows."""
-    ids_T, offsets_T2 = np.array(ids, np.int32), np.array(offsets, np.int64).reshape(-1, 2)
-    starts_T, ends_T = offsets_T2.T
-    reached_T = np.concatenate(([0], np.maximum.accumulate(ends_T)[:-1])) if len(ids_T) else ends_T
-    return ReadIds(ids_T, np.minimum(starts_T, reached_T), ends_T, reader.is_control_V[ids_T])
+    """Ids with their characters, which never go back. Some tokenizers leave space out of offsets: it goes to the token
+    after it, or an id that is nothing but a line end would seem to stand at the beginning of what follows."""
+    ids_T = np.array(ids, np.int32)
+    starts_T, ends_T = np.fromiter(itertools.chain.from_iterable(offsets), np.int64, 2 * len(ids)).reshape(-1, 2).T
+    reached_T = np.maximum.accumulate(ends_T) if len(ids) else ends_T
+    starts_T = np.minimum(starts_T, np.concatenate(([0], reached_T[:-1])) if len(ids) else starts_T)
+    starts_T = np.minimum.accumulate(starts_T[::-1])[::-1]
+    return ReadIds(ids_T, starts_T, reached_T, reader.is_control_V[ids_T])

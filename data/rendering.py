@@ -2,7 +2,7 @@
 
 import datetime
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jinja2
@@ -23,7 +23,7 @@ def compile_template(source: str, *, name: str, date: str) -> jinja2.Template:
 
     Raises DataError naming the template if it is no Jinja.
     """
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = _write_json
@@ -39,24 +39,93 @@ def compile_template(source: str, *, name: str, date: str) -> jinja2.Template:
         raise DataError(f"{name} is no Jinja template: {error.message} (line {error.lineno})") from None
 
 
+def make_messages(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """Returns turns as templates are given them; what a turn lacks, its message lacks too.
+
+    Raises DataError with the turn's index for calls that are not the JSON of a list of calls.
+    """
+    messages = []
+    for index, turn in enumerate(turns):
+        message: dict[str, Any] = {"role": turn.role, "content": turn.content}
+        if turn.thoughts:
+            message["reasoning_content"] = turn.thoughts
+        if turn.tool_calls:
+            message["tool_calls"] = _parse_calls(turn.tool_calls, index)
+        if turn.name:
+            message["name"] = turn.name
+        if turn.tool_call_id:
+            message["tool_call_id"] = turn.tool_call_id
+        messages.append(message)
+    return messages
+
+
+def parse_tools(tools: str) -> list[Any] | None:
+    """Returns the tools of a conversation as templates are given them; None for "".
+
+    Raises DataError if they are not the JSON of a list of objects.
+    """
+    if not tools:
+        return None
+    found = _parse_json(tools, "tools")
+    if not isinstance(found, list) or not all(isinstance(tool, dict) for tool in found):
+        raise DataError(f"tools must be a JSON list of objects, not {tools[:80]!r}; mend the row")
+    return found or None
+
+
 def render_messages(
     template: jinja2.Template,
-    turns: Iterable[Turn],
+    messages: Sequence[Mapping[str, Any]],
     *,
     variables: Mapping[str, Any],
     add_generation_prompt: bool,
+    tools: Sequence[Any] | None = None,
 ) -> str:
-    """Returns the text of the turns. Raises DataError with the template's own words where it refuses them."""
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    """Returns the text of the messages. Raises DataError with the template's own words where it refuses them."""
+    given = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
     try:
-        return template.render(
-            messages=messages, tools=None, documents=None, add_generation_prompt=add_generation_prompt, **variables
-        )
+        # As `template.render`, which copies all globals one by one each time.
+        context = template.new_context({**template.environment.globals, **variables, **given}, shared=True)
+        return "".join(template.root_render_func(context))
     except jinja2.TemplateError as error:
         raise DataError(f"the template refuses it: {error.message}") from None
     except Exception as error:
         # The template is the user's program: whatever it raises on this row is about the row.
         raise DataError(f"the template fails on it: {type(error).__name__}: {error}") from None
+
+
+def _parse_calls(calls: str, index: int) -> list[dict[str, Any]]:
+    found = _parse_json(calls, f"turn {index}: tool_calls")
+    if not isinstance(found, list) or not found or not all(map(_is_call, found)):
+        raise DataError(
+            f"turn {index}: tool_calls must be a JSON list of calls, each "
+            '{"type": "function", "function": {"name": text, "arguments": object}}, not '
+            f"{calls[:80]!r}; mend the row"
+        )
+    return found
+
+
+def _is_call(call: Any) -> bool:
+    if not isinstance(call, dict) or not isinstance(function := call.get("function"), dict):
+        return False
+    name = function.get("name")
+    return isinstance(name, str) and bool(name) and isinstance(function.get("arguments"), dict)
+
+
+def _parse_json(text: str, what: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{what} is no JSON ({error}); mend the row: {text[:80]!r}") from None
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """The sandbox, which finds fields of messages without a failed look-up of an attribute first."""
+
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Returns what the sandbox would."""
+        if type(obj) is dict and not hasattr(dict, attribute):
+            return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+        return super().getattr(obj, attribute)
 
 
 class _GenerationTag(Extension):

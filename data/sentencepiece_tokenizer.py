@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_pb2
 
@@ -216,7 +217,26 @@ class SentencePieceTokenizer:
         return found
 
     def _encode_part(self, text: str) -> list[tuple[int, int, int]]:
-        self.encode(text)  # raises for a lone surrogate
+        ids = self.encode(text)  # raises for a lone surrogate
+        return self._place_by_length(text, ids) or self._place_by_proto(text)
+
+    def _place_by_length(self, text: str, ids: list[int]) -> list[tuple[int, int, int]] | None:
+        """Where ids stand whose pieces, one after the other, are the text; None if they are not, because the model
+        normalises or knows no such character."""
+        pieces = [self._bytes[token] for token in ids]
+        encoded, prefix = text.encode(), b" " if self._adds_prefix else b""
+        if b"".join(pieces) != prefix + encoded:
+            return None
+        # The character that each byte belongs to.
+        characters = np.cumsum((np.frombuffer(encoded, np.uint8) & 0xC0) != 0x80) - 1
+        lengths = np.array([len(piece) for piece in pieces], np.int64)
+        ends = np.maximum(np.cumsum(lengths) - len(prefix), 0)
+        starts = np.append(0, ends)[: len(ends)]
+        firsts = np.append(characters, len(text))[starts]
+        lasts = np.where(ends > starts, np.append(characters, len(text))[ends - 1] + 1, firsts)
+        return list(zip(ids, firsts.tolist(), lasts.tolist(), strict=True))
+
+    def _place_by_proto(self, text: str) -> list[tuple[int, int, int]]:
         serialized = self._processor.encode(text, out_type="serialized_proto")
         pieces: list[Any] = list(sentencepiece_pb2.SentencePieceText.FromString(serialized).pieces)  # pyright: ignore
         characters = _count_characters(text)

@@ -11,43 +11,36 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import jinja2
 import numpy as np
 
+from data.answers import Prompt, Rendering, Shape, find_answer
 from data.batch import Role
 from data.encoded import (
+    ANSWERS_ALONE,
     TURN_ROLES,
     Encoded,
-    check_answered,
     check_stop_ids,
     check_turns,
+    encode_text,
+    is_text,
     name_conversation,
     shorten,
+    weigh_turns,
 )
-from data.reading import Reader, make_reader, match_any, read_ids, select_ids
-from data.rendering import MANNER, compile_template, render_messages
+from data.reading import Reader, ReadIds, make_reader, match_any, read_ids, select_ids
+from data.rendering import MANNER, compile_template, make_messages, parse_tools, render_messages
 from data.schema import Conversation, DataError, Turn
-from data.spans import Span, find_contents
+from data.source_config import LossConfig
+from data.spans import Messages, Spans, Tools, find_spans
 from data.tokenizer import Tokenizer
 
-PROBE = (Turn("user", "Hello"), Turn("assistant", "World"))
+QUESTION, ANSWER = Turn("user", "Hello"), Turn("assistant", "World")
 """Rendered once to learn how a template closes its answers."""
-
-
-class _Shape(NamedTuple):
-    """How the template writes the last answer of a conversation."""
-
-    header: str
-    """What `add_generation_prompt` adds; "" in templates that ignore it."""
-    lead: str
-    """What follows the prompt and comes before the content: "" mostly, " " or an empty think block in some."""
-    closing: str
-    """From the end of the content through the control token that ends the turn."""
-    end_id: int
-    """The last id of `closing`."""
-    notices: tuple[str, ...]
+THOUGHTS = "Hello, so World."
+"""Rendered once, where a row has thoughts, to learn whether the template writes any."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,117 +85,113 @@ class JinjaTemplate:
         """What a user should know of the template before training with it."""
         return self._shape.notices
 
-    def encode_conversation(self, conversation: Conversation) -> Encoded:
-        """Returns ids, roles, loss weights and turns of a conversation.
+    def encode_conversation(self, conversation: Conversation, loss: LossConfig = ANSWERS_ALONE) -> Encoded:
+        """Returns ids, roles, loss weights and turns of a conversation, trained as the policy and its marks say.
 
-        Control tokens that a content spells stay text: such a content is encoded by itself. Raises DataError
+        Control tokens that a text of the row spells stay text: such a text is encoded by itself. Raises DataError
         naming template and conversation for what `ControlTemplate` refuses, for what the template refuses, for a
-        rendering in which answers cannot be told apart or another turn is left out, and for one that trains nothing,
-        no end of turn, or has two beginnings of text.
+        rendering in which answers cannot be told apart or that leaves out a turn, tools, calls or thoughts (save those
+        before the last question), and for one that trains nothing, no end of turn, or has two beginnings of text.
         """
-        check_answered(conversation)
+        if is_text(conversation):
+            return encode_text(conversation, self.tokenizer)
+        weights = weigh_turns(conversation, loss)
         try:
-            return self._encode(conversation.turns)
+            return self._encode(conversation, weights)
         except DataError as error:
             raise DataError(f"{name_conversation(conversation)}, {self.name}: {error}") from None
 
-    def encode_prompt(self, turns: Sequence[Turn]) -> list[int]:
+    def encode_prompt(self, turns: Sequence[Turn], *, tools: str = "") -> list[int]:
         """Returns the ids of the turns and the header of an answer, as transformers' `add_generation_prompt` does.
 
-        Raises DataError as `encode_conversation` does.
+        `tools` is the JSON of the tools that may be called, "" for none. Raises DataError like `encode_conversation`.
         """
         try:
-            check_turns(turns)
-            text = self._render(turns, is_prompt=True)
-            spans = find_contents(functools.partial(self._render, is_prompt=True), turns, text)
-            return read_ids(self._reader, text, turns, spans).ids_T.tolist()
+            text, spans = self._read_turns(turns, tools, is_prompt=True)
+            return read_ids(self._reader, text, spans).ids_T.tolist()
         except DataError as error:
             raise DataError(f"a prompt, {self.name}: {error}") from None
 
-    def _encode(self, turns: Sequence[Turn]) -> Encoded:
+    def _encode(self, conversation: Conversation, weights: Sequence[float]) -> Encoded:
+        turns = conversation.turns
+        text, spans = self._read_turns(turns, conversation.tools)
+        rendering = Rendering(text, turns, spans, self._shape, self._stops)
+
+        def render_prompt(count: int) -> Prompt | None:
+            try:
+                prompt, spans = self._read_turns(turns[:count], conversation.tools, is_prompt=True)
+            except DataError:
+                return None
+            return Prompt(prompt, spans.turns[-1].end if spans.turns else None)
+
+        answers = [
+            find_answer(rendering, index, render_prompt) if turn.role == "assistant" else None
+            for index, turn in enumerate(turns)
+        ]
+        read = read_ids(self._reader, text, spans)
+        encoded = _lay_out(read, turns, spans, answers, weights)
+        self._check_trained(encoded, text)
+        return encoded
+
+    def _read_turns(self, turns: Sequence[Turn], tools: str, *, is_prompt: bool = False) -> tuple[str, Spans]:
+        """The rendering, and where the texts of the row stand in it."""
         check_turns(turns)
-        text = self._render(turns)
-        spans = find_contents(self._render, turns, text)
-        read = read_ids(self._reader, text, turns, spans)
-        roles_T = np.full(len(read.ids_T), Role.HEADER, np.int8)
-        turns_T = np.full(len(read.ids_T), -1, np.int16)
-        weights_T = np.zeros(len(read.ids_T), np.float32)
-        for index, (turn, span) in enumerate(zip(turns, spans, strict=True)):
-            start, end = span
-            if turn.role == "assistant":
-                begin, finish = self._find_answer(turns[:index], text, span)
-                trained_T = select_ids(read, begin, finish)
-                weights_T[trained_T] = 1
-                roles_T[trained_T] = Role.ASSISTANT
-                start = begin if start is None else start
-            if start is None or end is None:
-                continue
-            content_T = select_ids(read, start, end)
-            roles_T[content_T] = TURN_ROLES[turn.role]
-            turns_T[content_T] = index
-        self._check_trained(read.ids_T[1:][weights_T[1:] > 0], text)
-        return Encoded(read.ids_T, roles_T, weights_T, turns_T)
+        messages, given = make_messages(turns), parse_tools(tools)
+        render = functools.partial(self._render, is_prompt=is_prompt)
+        text = render(messages, given)
+        spans = find_spans(render, messages, given, text, names=self._reader.names)
+        thinking = next((index for index, turn in enumerate(turns) if turn.thoughts), None)
+        if thinking is not None and not self._writes_thoughts:
+            raise DataError(
+                f"the template leaves out the thoughts (reasoning_content) of every answer, and turn {thinking} has "
+                "some; use a template that writes them, such as qwen3, or take them out of the row"
+            )
+        if given is not None and text == self._try_render(messages):
+            raise DataError(
+                "the template leaves out the row's tools; use one that has a form for them, such as qwen2_5 or llama3, "
+                "or take them out of the row"
+            )
+        return text, spans
 
-    def _find_answer(self, before: Sequence[Turn], text: str, span: Span) -> tuple[int, int]:
-        """Characters of the rendering that the model is to say in the turn after `before`."""
-        if span.end is None:
-            raise DataError(f"turn {len(before)} does not stand once in the rendering {shorten(text)}")
-        start = self._find_prompt_end(before, text, span)
-        if start is None:
-            raise DataError(f"cannot tell where turn {len(before)} begins in the rendering {shorten(text)}")
-        closing = self._shape.closing
-        if not text.startswith(closing, span.end):
-            # A template may end its last answer in another way than those before; never with the next header.
-            found = self._stops.match(text, span.end)
-            closing = found[0] if found else ""
-        return start, span.end + len(closing)
-
-    def _find_prompt_end(self, before: Sequence[Turn], text: str, span: Span) -> int | None:
-        """Where the prompt ends in the whole rendering; None if neither it nor the content's begin is there.
-
-        Some templates write earlier turns otherwise once there are later ones. Their prompt is not how the
-        rendering begins; the content's begin and what this template puts before one then give the place.
-        """
-        header, lead = self._shape.header, self._shape.lead
-        if span.start is not None and header:  # what rendering the prompt would find, at no cost
-            for said in (lead, ""):
-                if text.endswith(header + said, 0, span.start):
-                    return span.start - len(said)
-        try:
-            prompt = self._render(before, is_prompt=True) if before else None
-        except DataError:
-            prompt = None
-        if prompt is not None and text.startswith(prompt) and len(prompt) <= (span.end or 0):
-            return len(prompt)
-        if span.start is None:
-            return None
-        return span.start - (len(lead) if text.endswith(lead, 0, span.start) else 0)
-
-    def _check_trained(self, trained: np.ndarray, text: str) -> None:
+    def _check_trained(self, encoded: Encoded, text: str) -> None:
+        trained = encoded.ids[1:][encoded.weights[1:] == 1]
         if not len(trained):
             raise DataError(f"no token would be trained in {shorten(text)}")
-        if not np.any(np.isin(trained, self.stop_ids)):
+        if not self._is_stop_V[trained].any():
             raise DataError(f"no end of turn would be trained, so the model would never stop, in {shorten(text)}")
 
-    def _render(self, turns: Sequence[Turn], *, is_prompt: bool = False) -> str:
+    def _render(self, messages: Messages, tools: Tools = None, *, is_prompt: bool = False) -> str:
+        variables = self._variables
         return render_messages(
-            self._compiled, turns, variables=self.tokenizer.special_tokens, add_generation_prompt=is_prompt
+            self._compiled, messages, variables=variables, add_generation_prompt=is_prompt, tools=tools
         )
+
+    def _try_render(self, messages: Messages) -> str | None:
+        try:
+            return self._render(messages)
+        except DataError:
+            return None
+
+    @functools.cached_property
+    def _variables(self) -> dict[str, Any]:
+        return dict(self.tokenizer.special_tokens)
 
     @functools.cached_property
     def _compiled(self) -> jinja2.Template:
         return compile_template(self.jinja, name=self.name, date=self.date)
 
     @functools.cached_property
-    def _shape(self) -> _Shape:
+    def _shape(self) -> Shape:
         try:
             return self._study()
         except DataError as error:
             raise DataError(f"{self.name}: {error}; set tokenizer.template to another") from None
 
-    def _study(self) -> _Shape:
-        text, prompt = self._render(PROBE), self._render(PROBE[:1], is_prompt=True)
-        span = find_contents(self._render, PROBE, text)[1]
+    def _study(self) -> Shape:
+        messages = make_messages((QUESTION, ANSWER))
+        text, prompt = self._render(messages), self._render(messages[:1], is_prompt=True)
+        spans = find_spans(self._render, messages, None, text, names=self._reader.names).turns
+        span = spans[1]
         if span.start is None or span.end is None:
             raise DataError(f"an answer does not stand once in the rendering {shorten(text)}")
         closing = re.compile(rf"\s*(?:{self._reader.names.pattern})+").match(text, span.end)
@@ -211,23 +200,67 @@ class JinjaTemplate:
                 f"it closes an answer with {text[span.end :]!r}, which does not begin with a control token of this "
                 "tokenizer, so no model could learn to stop"
             )
-        asked = self._render(PROBE[:1])
+        asked = self._render(messages[:1])
         header = prompt[len(asked) :] if prompt.startswith(asked) else ""
         lead = text[len(prompt) : span.start] if text.startswith(prompt) else ""
         if lead.strip() and prompt == asked:
             raise DataError(f"it ignores add_generation_prompt, so prompts lack {lead!r}, which answers begin with")
+        if not header and text.startswith(prompt):
+            header = prompt[spans[0].end :]
         notices = () if text.startswith(prompt) else (_describe_mismatch(self.name, prompt, text),)
-        return _Shape(header, lead, closing[0], self.tokenizer.encode_rendered(closing[0])[-1], notices)
+        return Shape(header, lead, closing[0], self.tokenizer.encode_rendered(closing[0])[-1], notices)
+
+    @functools.cached_property
+    def _writes_thoughts(self) -> bool:
+        """Whether the template writes the thoughts of a last answer."""
+        thinking = Turn("assistant", ANSWER.content, thoughts=THOUGHTS)
+        return THOUGHTS in (self._try_render(make_messages((QUESTION, thinking))) or "")
 
     @functools.cached_property
     def _reader(self) -> Reader:
         return make_reader(self.tokenizer)
 
     @functools.cached_property
+    def _is_stop_V(self) -> np.ndarray:
+        is_stop_V = np.zeros(self.tokenizer.vocab_size, bool)
+        is_stop_V[list(self.stop_ids)] = True
+        return is_stop_V
+
+    @functools.cached_property
     def _stops(self) -> re.Pattern[str]:
-        """A stop token, spelled, and the space before it."""
         names = [name for name, token in self.tokenizer.control_ids.items() if token in self.stop_ids]
         return re.compile(rf"\s*(?:{match_any(names).pattern})")
+
+
+def _lay_out(
+    read: ReadIds,
+    turns: Sequence[Turn],
+    spans: Spans,
+    answers: Sequence[tuple[int, int] | None],
+    weights: Sequence[float],
+) -> Encoded:
+    """Ids with the roles, weights and turns of the characters they hold; answers win where an id holds both."""
+    wanted: list[tuple[int, int]] = []
+    said: list[tuple[int, int]] = []
+    for span, answer in zip(spans.turns, answers, strict=True):
+        start = span.start if span.start is not None or answer is None else answer[0]
+        said.append((0, 0) if start is None or span.end is None else (start, span.end))
+        wanted.append((0, 0) if answer is None else answer)
+    slices = select_ids(read, [*said, *wanted])
+    roles_T = np.full(len(read.ids_T), Role.HEADER, np.int8)
+    turns_T = np.full(len(read.ids_T), -1, np.int16)
+    weights_T = np.zeros(len(read.ids_T), np.float32)
+    for index, turn in enumerate(turns):
+        if turn.role != "assistant":
+            roles_T[slices[index]] = TURN_ROLES[turn.role]
+            weights_T[slices[index]] = weights[index]
+    for index, turn in enumerate(turns):
+        turns_T[slices[index]] = index
+        if turn.role == "assistant":
+            answer = slices[len(turns) + index]
+            roles_T[answer] = Role.ASSISTANT
+            weights_T[answer] = weights[index]
+    return Encoded(read.ids_T, roles_T, weights_T, turns_T)
 
 
 def _describe_mismatch(name: str, prompt: str, text: str) -> str:

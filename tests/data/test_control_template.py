@@ -7,7 +7,7 @@ from data import control_template
 from data.batch import Role
 from data.config import TokenizerConfig
 from data.control_template import ControlTemplate, template_hash
-from data.rendering import compile_template, render_messages
+from data.rendering import compile_template, make_messages, render_messages
 from data.schema import Conversation, DataError, Turn
 from data.tokenizer import train_tokenizer
 
@@ -106,7 +106,7 @@ def test_the_jinja_source_renders_to_the_same_ids(before):
     template = compile_template(CHAT.jinja, name="control", date="")
     # A spelled control token is text to the one and a control token to the other; only there do they differ.
     plain = [Turn(turn.role, turn.content.replace("<", "(")) for turn in before]
-    text = render_messages(template, plain, variables={}, add_generation_prompt=True)
+    text = render_messages(template, make_messages(plain), variables={}, add_generation_prompt=True)
     assert TOKENIZER.encode_rendered(text) == CHAT.encode_prompt(plain)
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from data.batch import Role
 from data.chat import list_templates, load_chat
+from data.rendering import make_messages
 from data.schema import Conversation, DataError, Turn
 from data.template import JinjaTemplate
 from data.tokenizer import load_tokenizer
@@ -216,9 +217,9 @@ def test_rows_that_spell_no_control_token_have_the_ids_of_the_whole_rendering(na
     turns = tuple(Turn(turn.role, turn.content.replace("<", "(").replace("[", "(")) for turn in draw_turns(data, name))
     chat = shipped(name)
     encoded = chat.encode_conversation(Conversation(turns=turns, language="en", source="test"))
-    assert encoded.ids.tolist() == TOKENIZER.encode_rendered(chat._render(turns))
+    assert encoded.ids.tolist() == TOKENIZER.encode_rendered(chat._render(make_messages(turns)))
     prompt = chat.encode_prompt(turns[:-1])
-    assert prompt == TOKENIZER.encode_rendered(chat._render(turns[:-1], is_prompt=True))
+    assert prompt == TOKENIZER.encode_rendered(chat._render(make_messages(turns[:-1]), is_prompt=True))
 
 
 @pytest.mark.parametrize("name", list_templates())
