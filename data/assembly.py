@@ -11,7 +11,7 @@ import numpy as np
 from data.bad_rows import BadRow, BadRows
 from data.chat import ChatTemplate
 from data.cleaning.duplicates import find_duplicates
-from data.cleaning.report import CleaningReport, decode_report
+from data.cleaning.report import CleaningReport, DroppedRow, merge_reports
 from data.config import DataConfig
 from data.dataset import ARRAYS, Cut, Dataset, DatasetFacts, Dropped, ShardList, hash_dataset
 from data.schema import DataError
@@ -38,7 +38,9 @@ class _Gathered(NamedTuple):
     files: tuple[str, ...]
 
 
-def assemble(config: DataConfig, chat: ChatTemplate, *, store: Path, keys: Sequence[str]) -> Assembled:
+def assemble(
+    config: DataConfig, chat: ChatTemplate, *, store: Path, keys: Sequence[str], notes: Sequence[str] = ()
+) -> Assembled:
     """The dataset of these shards: examples that fit a row, no duplicates where asked, at most `limit` of a source.
 
     Raises DataError for an example longer than a row where `data.packing.overlong` is "error", for a source that loses
@@ -47,7 +49,9 @@ def assemble(config: DataConfig, chat: ChatTemplate, *, store: Path, keys: Seque
     shards = [read_shard(store, key) for key in keys]
     sources = ("", *sorted(source.name for source in config.sources))
     gathered = _gather(shards, sources)
-    bad_rows, cleaning = _collect_losses(shards)
+    bad_rows = _collect_losses(shards)
+    cleaning = merge_reports((shard.facts.cleaning for shard in shards), max_listed=config.cleaning.max_listed)
+    cleaning.notes += notes
     kept_N = np.ones(len(gathered.arrays["positions"]), bool)
     _drop_duplicates(config, gathered, kept_N, cleaning, sources)
     dropped = _drop_overlong(config, gathered, kept_N, shards, sources)
@@ -80,7 +84,7 @@ def assemble(config: DataConfig, chat: ChatTemplate, *, store: Path, keys: Seque
         left_out={name: dict(counts) for name, counts in bad_rows.left_out.items() if counts},
     )
     token_store = ShardStore(store, shard_list.keys, shard_list.counts, shard_list.id_bytes)
-    dataset = _drop_unused(Dataset(**arrays, facts=facts, store=token_store))
+    dataset = _drop_unused(Dataset(facts=facts, store=token_store, directory=None, **arrays))
     return Assembled(_with_hash(dataset), bad_rows, cleaning)
 
 
@@ -113,15 +117,14 @@ def _table(names: Iterable[str]) -> dict[str, int]:
     return {name: index for index, name in enumerate(["", *sorted(set(names) - {""})])}
 
 
-def _collect_losses(shards: Sequence[ShardTable]) -> tuple[BadRows, CleaningReport]:
-    bad_rows, cleaning = BadRows("skip"), CleaningReport()
+def _collect_losses(shards: Sequence[ShardTable]) -> BadRows:
+    bad_rows = BadRows("skip")
     for shard in shards:
         facts = shard.facts
         bad_rows.read[facts.source] += facts.read
         bad_rows.rows.extend(facts.bad_rows)
         bad_rows.left_out[facts.source].update(facts.left_out)
-        cleaning.merge(decode_report(facts.cleaning))
-    return bad_rows, cleaning
+    return bad_rows
 
 
 def _drop_duplicates(
@@ -130,19 +133,24 @@ def _drop_duplicates(
     if not gathered.signatures.shape[1]:
         return
     arrays = gathered.arrays
-    for duplicate in find_duplicates(config.cleaning, gathered.signatures, arrays["language"], arrays["source"]):
-        kept_N[duplicate.dropped] = False
-        cleaning.add_duplicate(
-            duplicate.predicate,
-            source=sources[arrays["source"][duplicate.dropped]],
-            language=gathered.languages[arrays["language"][duplicate.dropped]],
-            place=_place(gathered, duplicate.dropped),
-            kept=_place(gathered, duplicate.kept),
+    found = find_duplicates(config.cleaning, gathered.signatures, arrays["language"], arrays["source"])
+    kept_N[found.dropped_D] = False
+    for place, (dropped, kept) in enumerate(zip(found.dropped_D.tolist(), found.kept_D.tolist(), strict=True)):
+        cleaning.note_dropped(
+            DroppedRow(
+                predicate=found.predicate(place),
+                source=sources[arrays["source"][dropped]],
+                language=gathered.languages[arrays["language"][dropped]],
+                id=_place(gathered, dropped),
+                detail=f"as {_place(gathered, kept)}",
+                excerpt="",
+            )
         )
 
 
-def _place(gathered: _Gathered, example: int) -> tuple[str, int]:
-    return gathered.files[gathered.arrays["file"][example]], int(gathered.arrays["line"][example])
+def _place(gathered: _Gathered, example: int) -> str:
+    file, line = gathered.files[gathered.arrays["file"][example]], int(gathered.arrays["line"][example])
+    return f"{file}:{line}" if line else file
 
 
 def _drop_overlong(
@@ -157,10 +165,9 @@ def _drop_overlong(
     long_I = np.flatnonzero(kept_N & (arrays["positions"] > row_length))
     if len(long_I) and config.packing.overlong == "error":
         first = int(long_I[0])
-        file, line = _place(gathered, first)
         fills = int(arrays["positions"][first])
         raise DataError(
-            f"{file}{f':{line}' if line else ''} of source {sources[arrays['source'][first]]!r} "
+            f"{_place(gathered, first)} of source {sources[arrays['source'][first]]!r} "
             f"({gathered.languages[arrays['language'][first]]}) fills {fills} positions but data.packing.row_length is "
             f"{row_length}; set it to {fills} or more, or data.packing.overlong to drop, truncate or split"
         )

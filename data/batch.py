@@ -8,7 +8,8 @@ from jaxtyping import Float32, Int32
 
 
 class Role(enum.IntEnum):
-    """Who a token belongs to. `HEADER` is template scaffolding (BOS, role tokens); `TEXT` a text by itself; `PAD` is nobody."""
+    """Who a token belongs to. `HEADER` is template scaffolding (BOS, role tokens), `TEXT` a text by itself,
+    `PAD` nobody."""
 
     PAD = 0
     HEADER = 1

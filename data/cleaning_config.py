@@ -157,7 +157,7 @@ class EvaluationSet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Rows that must not be trained on."""
 
     path: str
-    """A JSON Lines file or a glob, relative to `data.root`."""
+    """Files or a glob in any format that sources may have, relative to `data.root`."""
     name: str = ""
     """What reports call it; empty: its path."""
     fields: tuple[str, ...] = ()

@@ -33,9 +33,10 @@ class PackingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     packed: bool = True
     """False: one example a row, the rest padding."""
     overlong: Literal["drop", "truncate", "split", "error"] = "error"
-    """Examples longer than a row, always counted by language. `error`: the first one stops the run; `drop`: they are left
-    out; `truncate`: the turns that fit are kept, up to an assistant's; `split`: cut between turns into several examples,
-    each with the system turn (plain texts: between tokens). Never inside a turn: one too long by itself is dropped."""
+    """Examples longer than a row, always counted by language. `error`: the first one stops the run; `drop`: they are
+    left out; `truncate`: the turns that fit are kept, up to an assistant's; `split`: cut between turns into several
+    examples, each with the system turn (plain texts: between tokens). Never inside a turn: one too long by itself is
+    dropped."""
     block_examples: Annotated[int, msgspec.Meta(ge=16)] = 4096
     """Examples packed together; larger is fuller, smaller follows the mixture more finely."""
 

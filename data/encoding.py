@@ -3,24 +3,25 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from data.bad_rows import EXCERPT_CHARACTERS, BadRow, show_row
+from data.bad_rows import EXCERPT_CHARACTERS, BadRow, BadRows, note_bad_line
 from data.chat import ChatTemplate
 from data.cleaning.checks import Checks
-from data.cleaning.report import CleaningReport, encode_report
-from data.cleaning.signatures import signature, signature_bytes
+from data.cleaning.duplicates import signature, signature_size
+from data.cleaning.report import CleaningReport
 from data.cleaning_config import CleaningConfig
 from data.encoded import Encoded
-from data.fitting import fit_example
+from data.fitting import Fitted, fit_example
 from data.formats.reading import read_chunk
-from data.formats.rows import BadLine, Row
+from data.formats.rows import BadLine
 from data.schema import Conversation, DataError
-from data.schemas.convert import Converter
+from data.schemas.converter import Converter
 from data.shards import COLUMNS, Overlong, ShardFacts, digest_records, write_shard
 from data.source_config import LossConfig
+from data.sources import convert_row
 from data.token_store import encode_record, id_bytes_for
 from data.works import Work
 
@@ -42,10 +43,11 @@ class Setup(NamedTuple):
 
     sources: tuple[SourceSetup, ...]
     chat: ChatTemplate
-    cutting: str
-    """`data.packing.overlong` where it cuts examples; else "", and examples of any length are encoded whole."""
+    cutting: Literal["truncate", "split"] | None
+    """`data.packing.overlong` where it cuts examples; else examples of any length are encoded whole, and whoever picks
+    examples for a run leaves out those too long for its rows."""
     row_length: int
-    checks: Checks | None
+    checks: Checks
     cleaning: CleaningConfig
     store: Path
 
@@ -67,27 +69,18 @@ class RowFailure(RuntimeError):
 class _Example(NamedTuple):
     encoded: Encoded
     conversation: Conversation
-    file: str
-    line: int
-
-
-class _Loaded(NamedTuple):
-    """A row on its way: a conversation with its place."""
-
-    conversation: Conversation
-    file: str
-    line: int
 
 
 class _Losses:
     """What a piece of work leaves out."""
 
-    def __init__(self, work: Work):
-        facts = work.facts
-        self.read = facts.read if facts else 0
-        self.bad_rows: list[BadRow] = list(facts.bad_rows) if facts else []
-        self.left_out: Counter[str] = Counter(facts.left_out if facts else {})
-        self.cleaning = CleaningReport()
+    def __init__(self, work: Work, source: str, max_listed: int):
+        self.bad_rows = BadRows("skip")
+        if work.facts is not None:
+            self.bad_rows.read[source] += work.facts.read
+            self.bad_rows.rows += work.facts.bad_rows
+            self.bad_rows.left_out[source].update(work.facts.left_out)
+        self.cleaning = CleaningReport(max_listed=max_listed)
         self.dropped: dict[str, list[int]] = {}
         """Positions of examples too long for a row, by language."""
         self.cut: Counter[str] = Counter()
@@ -98,19 +91,34 @@ def encode_work(setup: Setup, work: Work, key: str) -> Done:
 
     Raises DataError where a file is damaged or the store cannot be written, RowFailure for a fault of ours on a row.
     """
-    losses = _Losses(work)
-    examples = [example for loaded in _load(setup, work, losses) for example in _encode(setup, work, loaded, losses)]
-    _write(setup, work, key, examples, losses)
-    first_bad = losses.bad_rows[0] if losses.bad_rows else None
-    return Done(key, losses.read, sum(len(example.encoded.ids) for example in examples), first_bad)
+    source = setup.sources[work.source]
+    losses = _Losses(work, source.name, setup.cleaning.max_listed)
+    examples: list[_Example] = []
+    for conversation in load_conversations(source, work, losses.bad_rows):
+        verdict = setup.checks.judge(conversation)
+        losses.cleaning.note(conversation, verdict)
+        if verdict.reason is None:
+            examples += _encode(setup, source, conversation, losses)
+    facts = _write(setup, source, key, examples, losses)
+    return Done(key, facts.read, facts.tokens, next(iter(losses.bad_rows.rows), None))
 
 
-def load_texts(setup_source: SourceSetup, work: Work) -> Iterator[str]:
-    """Yields the contents of the turns of a piece of work, for training a tokenizer; bad rows give none."""
-    losses = _Losses(work)
-    for loaded in _load_rows(setup_source, work, losses):
-        for turn in loaded.conversation.turns:
-            yield turn.content
+def load_conversations(source: SourceSetup, work: Work, bad_rows: BadRows) -> Iterator[Conversation]:
+    """Yields the conversations of a piece of work; bad rows are noted. Raises RowFailure for a fault of ours."""
+    yield from work.conversations
+    for chunk in work.chunks:
+        assert source.converter is not None, "chunks of rows come with a converter"
+        for row in read_chunk(chunk):
+            bad_rows.read[source.name] += 1
+            if isinstance(row, BadLine):
+                note_bad_line(bad_rows, row, source=source.name)
+                continue
+            try:
+                conversation = convert_row(row, source.converter, bad_rows=bad_rows)
+            except Exception as error:
+                raise _blame(f"{row.file}:{row.line}", error) from error
+            if conversation is not None:
+                yield conversation
 
 
 def place_of(conversation: Conversation) -> tuple[str, int]:
@@ -119,50 +127,7 @@ def place_of(conversation: Conversation) -> tuple[str, int]:
     return (file, int(line)) if file and line.isdigit() else (conversation.id, 0)
 
 
-def _load(setup: Setup, work: Work, losses: _Losses) -> Iterator[_Loaded]:
-    for loaded in _load_rows(setup.sources[work.source], work, losses):
-        reason = setup.checks.find_reason(loaded.conversation) if setup.checks else None
-        if reason is None:
-            yield loaded
-        else:
-            losses.cleaning.add(reason, loaded.conversation, file=loaded.file, line=loaded.line)
-
-
-def _load_rows(source: SourceSetup, work: Work, losses: _Losses) -> Iterator[_Loaded]:
-    for conversation in work.conversations:
-        yield _Loaded(conversation, *place_of(conversation))
-    for chunk in work.chunks:
-        for row in read_chunk(chunk):
-            losses.read += 1
-            if isinstance(row, BadLine):
-                losses.bad_rows.append(
-                    BadRow(source=source.name, file=row.file, line=row.line, reason=row.reason, excerpt=row.excerpt)
-                )
-                continue
-            conversation = _convert(source, row, losses)
-            if conversation is not None:
-                yield _Loaded(conversation, row.file, row.line)
-
-
-def _convert(source: SourceSetup, row: Row, losses: _Losses) -> Conversation | None:
-    assert source.converter is not None, "chunks of rows come with a converter"
-    try:
-        conversation = source.converter.convert(row)
-    except DataError as error:
-        losses.bad_rows.append(
-            BadRow(source=source.name, file=row.file, line=row.line, reason=str(error), excerpt=show_row(row.fields))
-        )
-        return None
-    except Exception as error:
-        raise RowFailure(f"{row.file}:{row.line}: {type(error).__name__} while reading this row: {error}") from error
-    if conversation is None:
-        losses.left_out["where"] += 1
-    return conversation
-
-
-def _encode(setup: Setup, work: Work, loaded: _Loaded, losses: _Losses) -> Iterator[_Example]:
-    conversation, file, line = loaded
-    source = setup.sources[work.source]
+def _encode(setup: Setup, source: SourceSetup, conversation: Conversation, losses: _Losses) -> list[_Example]:
     try:
         fitted = fit_example(
             conversation,
@@ -172,67 +137,86 @@ def _encode(setup: Setup, work: Work, loaded: _Loaded, losses: _Losses) -> Itera
             overlong=setup.cutting or "drop",
         )
     except DataError as error:
-        losses.bad_rows.append(
-            BadRow(
-                source=source.name,
-                file=file,
-                line=line,
-                reason=str(error),
-                language=conversation.language,
-                excerpt=" ".join(turn.content for turn in conversation.turns)[:EXCERPT_CHARACTERS],
-            )
-        )
-        return
+        losses.bad_rows.add(_bad_row(conversation, source, str(error)))
+        return []
     except Exception as error:
-        raise RowFailure(f"{file}:{line}: {type(error).__name__} while encoding this row: {error}") from error
-    if fitted.dropped_positions:
-        losses.dropped.setdefault(conversation.language, []).append(fitted.dropped_positions)
-    elif fitted.cut:
-        losses.cut[conversation.language] += 1
-    for encoded in fitted.encoded:
-        yield _Example(encoded, conversation, file, line)
+        raise _blame(conversation.id, error) from error
+    _count_lost(fitted, conversation.language, losses)
+    return [_Example(encoded, conversation) for encoded in fitted.kept]
 
 
-def _write(setup: Setup, work: Work, key: str, examples: list[_Example], losses: _Losses) -> None:
+def _count_lost(fitted: Fitted, language: str, losses: _Losses) -> None:
+    if not fitted.kept:
+        losses.dropped.setdefault(language, []).append(fitted.positions)
+    elif fitted.lost_positions or len(fitted.kept) > 1:
+        losses.cut[language] += 1
+
+
+def _bad_row(conversation: Conversation, source: SourceSetup, reason: str) -> BadRow:
+    file, line = place_of(conversation)
+    excerpt = " ".join(turn.content for turn in conversation.turns)[:EXCERPT_CHARACTERS]
+    return BadRow(
+        source=source.name, file=file, line=line, reason=reason, language=conversation.language, excerpt=excerpt
+    )
+
+
+def _blame(place: str, error: Exception) -> RowFailure:
+    return RowFailure(f"{place}: {type(error).__name__} on this row, which is a fault of polytune's: {error}")
+
+
+def _write(setup: Setup, source: SourceSetup, key: str, examples: list[_Example], losses: _Losses) -> ShardFacts:
     id_bytes = id_bytes_for(setup.chat.tokenizer.vocab_size)
-    records = [encode_record(example.encoded, id_bytes) for example in examples]
-    languages = sorted({example.conversation.language for example in examples})
-    tasks = sorted({example.conversation.task for example in examples})
-    files = list(dict.fromkeys(example.file for example in examples))
-    columns = {name: np.zeros(len(examples), dtype) for name, dtype in COLUMNS.items()}
-    width = signature_bytes(setup.cleaning)
-    signatures = np.zeros((len(examples), width), np.uint8)
-    file_ids = {name: index for index, name in enumerate(files)}
-    for index, example in enumerate(examples):
-        turns = example.conversation.turns
-        columns["positions"][index] = len(example.encoded.ids) - 1
-        columns["targets"][index] = np.count_nonzero(example.encoded.weights[1:])
-        columns["language"][index] = languages.index(example.conversation.language)
-        columns["task"][index] = tasks.index(example.conversation.task)
-        columns["content_bytes"][index] = sum(len(turn.content.encode()) for turn in turns)
-        columns["characters"][index] = sum(len(turn.content) for turn in turns)
-        columns["file"][index] = file_ids[example.file]
-        columns["line"][index] = example.line
-        if width:
-            signatures[index] = np.frombuffer(signature(setup.cleaning, example.conversation), np.uint8)
+    records = [encode_record(encoded, id_bytes) for encoded, _ in examples]
+    languages = sorted({conversation.language for _, conversation in examples})
+    places = [place_of(conversation) for _, conversation in examples]
+    files = list(dict.fromkeys(file for file, _ in places))
     facts = ShardFacts(
         key=key,
-        source=setup.sources[work.source].name,
+        source=source.name,
         examples=len(examples),
-        tokens=sum(len(example.encoded.ids) for example in examples),
+        tokens=sum(len(encoded.ids) for encoded, _ in examples),
         id_bytes=id_bytes,
-        largest_id=max((int(example.encoded.ids.max()) for example in examples), default=0),
+        largest_id=max((int(encoded.ids.max()) for encoded, _ in examples), default=0),
         digest=digest_records(records),
         languages=tuple(languages),
-        tasks=tuple(tasks),
+        tasks=tuple(sorted({conversation.task for _, conversation in examples})),
         files=tuple(files),
-        read=losses.read,
-        left_out=dict(losses.left_out),
-        bad_rows=tuple(losses.bad_rows),
+        read=losses.bad_rows.read[source.name],
+        left_out=dict(losses.bad_rows.left_out[source.name]),
+        bad_rows=tuple(losses.bad_rows.rows),
         overlong=_sum_overlong(losses),
-        cleaning=encode_report(losses.cleaning),
+        cleaning=losses.cleaning,
     )
-    write_shard(setup.store, facts, records, columns, signatures)
+    columns = _tabulate(examples, places, facts)
+    write_shard(setup.store, facts, records, columns, _sign(setup.cleaning, examples))
+    return facts
+
+
+def _tabulate(examples: list[_Example], places: list[tuple[str, int]], facts: ShardFacts) -> dict[str, np.ndarray]:
+    ids = {table: {name: index for index, name in enumerate(names)} for table, names in _tables(facts).items()}
+    columns = {name: np.zeros(len(examples), dtype) for name, dtype in COLUMNS.items()}
+    for index, ((encoded, conversation), (file, line)) in enumerate(zip(examples, places, strict=True)):
+        columns["positions"][index] = len(encoded.ids) - 1
+        columns["targets"][index] = np.count_nonzero(encoded.weights[1:])
+        columns["language"][index] = ids["language"][conversation.language]
+        columns["task"][index] = ids["task"][conversation.task]
+        columns["content_bytes"][index] = sum(len(turn.content.encode()) for turn in conversation.turns)
+        columns["characters"][index] = sum(len(turn.content) for turn in conversation.turns)
+        columns["file"][index] = ids["file"][file]
+        columns["line"][index] = line
+    return columns
+
+
+def _tables(facts: ShardFacts) -> dict[str, tuple[str, ...]]:
+    return {"language": facts.languages, "task": facts.tasks, "file": facts.files}
+
+
+def _sign(config: CleaningConfig, examples: list[_Example]) -> np.ndarray:
+    size = signature_size(config)
+    if not size:
+        return np.zeros((len(examples), 0), np.uint8)
+    signatures = b"".join(signature(config, conversation) for _, conversation in examples)
+    return np.frombuffer(signatures, np.uint8).reshape(-1, size)
 
 
 def _sum_overlong(losses: _Losses) -> tuple[Overlong, ...]:

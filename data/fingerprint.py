@@ -38,8 +38,7 @@ def fingerprint_inputs(
         if isinstance(source, FileSource):
             found = find_files(source.path, config.root, format=source.format)
             files += [(file.name, file.size, file.version) for file in found]
-    for path in config.cleaning.files():
-        files += [(file.name, file.size, file.version) for file in find_files(path, config.root)]
+    files += _stamp_cleaning_files(config)
     if tokenizer_config.path is not None:
         files += [_stamp(path) for path in _list_tokenizer_files(Path(tokenizer_config.path))]
     if tokenizer_config.template is not None and tokenizer_config.template not in list_templates():
@@ -48,7 +47,7 @@ def fingerprint_inputs(
     return hashlib.sha256(msgspec.json.encode(facts, order="sorted")).hexdigest()
 
 
-def fingerprint_source(source: Source, config: DataConfig, chat: ChatTemplate, *, form: str, checks_hash: str) -> str:
+def fingerprint_source(source: Source, config: DataConfig, chat: ChatTemplate, *, form: str) -> str:
     """sha256 of all that decides what becomes of the rows of a source, less the rows themselves."""
     kept = {"weight": 1.0, "limit": None} if isinstance(source, FileSource) else {"weight": 1.0}
     packing = config.packing
@@ -58,7 +57,7 @@ def fingerprint_source(source: Source, config: DataConfig, chat: ChatTemplate, *
         form,
         cutting,
         config.cleaning,
-        checks_hash,
+        _stamp_cleaning_files(config),
         (chat.tokenizer.hash, chat.hash, chat.stop_ids),
         *_versions_and_code(),
     )
@@ -66,17 +65,11 @@ def fingerprint_source(source: Source, config: DataConfig, chat: ChatTemplate, *
 
 
 def fingerprint_work(source_hash: str, work: Work) -> str:
-    """The key of the shard of a piece of work: sha256 of the source's fingerprint and the rows.
-
-    Rows that travel with the work count by their content, others by their file's size and time of change.
-    """
+    """The key of the shard of a piece of work: sha256 of the source's fingerprint and of the rows themselves."""
     digest = hashlib.sha256(source_hash.encode())
     for chunk in work.chunks:
-        file = chunk.file if not chunk.payload else msgspec.structs.replace(chunk.file, url="", size=0, version="")
-        if chunk.payload:
-            digest.update(hashlib.sha256(chunk.payload).digest())
-        place = (file.name, file.size, file.version, chunk.format, chunk.first_row, chunk.rows, chunk.place)
-        digest.update(msgspec.json.encode(place))
+        digest.update(hashlib.sha256(chunk.payload).digest())
+        digest.update(msgspec.json.encode((chunk.file.name, chunk.format, chunk.first_row, chunk.rows)))
     digest.update(msgspec.json.encode((work.conversations, work.facts)))
     return digest.hexdigest()
 
@@ -100,6 +93,17 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "not installed"
+
+
+def _stamp_cleaning_files(config: DataConfig) -> list[tuple[str, int, str]]:
+    """Files that cleaning reads besides the sources: phrases, evaluation sets, a model."""
+    cleaning, root = config.cleaning, Path(config.root)
+    phrases = cleaning.phrases.file if cleaning.phrases else None
+    model = cleaning.language_mismatch.model if cleaning.language_mismatch else None
+    stamps = [_stamp(root / path) for path in (phrases, model) if path is not None]
+    for evaluation_set in cleaning.decontamination.sets if cleaning.decontamination else ():
+        stamps += [(file.name, file.size, file.version) for file in find_files(evaluation_set.path, config.root)]
+    return stamps
 
 
 def _list_tokenizer_files(path: Path) -> list[Path]:

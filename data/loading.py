@@ -2,22 +2,16 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import NamedTuple
 
 from data.bad_rows import BadRows
 from data.config import DataConfig
-from data.encoding import SourceSetup, load_texts
-from data.files import DataFile, find_files
-from data.formats.reading import iter_chunks, read_chunk
-from data.formats.rows import Chunk, Row
-from data.schemas.convert import Converter, make_converter
+from data.encoding import SourceSetup, load_conversations
+from data.schemas.converter import SAMPLE_ROWS, TREE, make_converter
 from data.source_config import FileSource, LossConfig, Source
+from data.source_rows import find_source_files, iter_source_chunks, sample_rows
 from data.sources import check_sources, load_source
 from data.works import LoadedFacts, Work, group_chunks, group_conversations
-
-SAMPLE_ROWS = 64
-"""The first rows of a source, by whose fields its form is told."""
 
 
 class OpenedSource(NamedTuple):
@@ -40,26 +34,31 @@ def open_sources(config: DataConfig) -> list[OpenedSource]:
 
 
 def load_all_texts(opened: list[OpenedSource]) -> Iterator[str]:
-    """Yields the contents of all turns of all sources, in order, one row in memory at a time."""
+    """Yields the contents of all turns of all sources, in order; bad rows give none. Memory holds one piece of work."""
     for source in opened:
         for work in source.works():
-            yield from load_texts(source.setup, work)
+            for conversation in load_conversations(source.setup, work, BadRows("skip")):
+                for turn in conversation.turns:
+                    yield turn.content
 
 
 def _open(source: Source, index: int, config: DataConfig) -> OpenedSource:
     place = f"data.sources.{index}"
     if not isinstance(source, FileSource):
         return _open_whole(source, index, config, ())
-    files = find_files(source.path, config.root, format=source.format)
-    converter = _make_converter(source, files, place)
-    if converter.form == "tree":
-        return _open_whole(source, index, config, converter.notices, size=sum(file.size for file in files))
+    files = find_source_files(source, config.root)
+    size = sum(max(file.size, 0) for file in files)
+    sample = sample_rows(source, files, SAMPLE_ROWS)
+    if not sample:
+        return _open_whole(source, index, config, ())  # which says why all of its rows are bad
+    converter = make_converter(source, sample, place=place)
+    if converter.form == TREE:
+        return _open_whole(source, index, config, converter.notices, size=size)
 
     def works() -> Iterator[Work]:
-        return group_chunks(index, _chunks(source, files))
+        return group_chunks(index, iter_source_chunks(source, files))
 
     setup = SourceSetup(source.name, source.loss, converter)
-    size = sum(file.size for file in files)
     return OpenedSource(source, setup, converter.form, converter.notices, works, size)
 
 
@@ -81,13 +80,3 @@ def _open_whole(
 
     loss = source.loss if isinstance(source, FileSource) else LossConfig()
     return OpenedSource(source, SourceSetup(source.name, loss, None), "", notices, works, size)
-
-
-def _make_converter(source: FileSource, files: list[DataFile], place: str) -> Converter:
-    rows = (row for chunk in _chunks(source, files) for row in read_chunk(chunk) if isinstance(row, Row))
-    return make_converter(source, list(islice(rows, SAMPLE_ROWS)), place=place)
-
-
-def _chunks(source: FileSource, files: list[DataFile]) -> Iterator[Chunk]:
-    for file in files:
-        yield from iter_chunks(file, source.format, split=source.split)

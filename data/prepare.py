@@ -12,7 +12,7 @@ import msgspec
 from data.assembly import Assembled, assemble
 from data.bad_rows import write_bad_rows
 from data.chat import ChatTemplate, is_saved_chat, load_chat, load_saved_chat, read_saved_date, save_chat
-from data.cleaning.report import write_report
+from data.cleaning.checks import make_checks
 from data.config import DataConfig, TokenizerConfig
 from data.dataset import Dataset, find_missing_shards, point_at_store, read_dataset, write_dataset
 from data.fingerprint import fingerprint_inputs
@@ -80,12 +80,12 @@ def prepare(
 ) -> Prepared:
     """The dataset, plan, tokenizer and template of a run, read back from `run_dir` where they are there already.
 
-    Tokens go into `store`, in shards named by all they are made from: another run of the same data finds them there, and
-    so does the next start after a kill. The plan folder appears in one rename when it is complete, so whatever a killed
-    process leaves behind is never taken for one. With the same recipe, files and package versions it is read back; with
-    more or fewer steps the rows are planned again from the stored dataset, and those already served stay as they were.
-    With anything else changed it is built anew and compared. `extra_stop_ids` end an answer besides what tokenizer and
-    template say: those a model to start from lists.
+    Tokens go into `store`, in shards named by all they are made from: another run of the same data finds them there,
+    and so does the next start after a kill. The plan folder appears in one rename when it is complete, so whatever a
+    killed process leaves behind is never taken for one. With the same recipe, files and package versions it is read
+    back; with more or fewer steps the rows are planned again from the stored dataset, and those already served stay as
+    they were. With anything else changed it is built anew and compared. `extra_stop_ids` end an answer besides what
+    tokenizer and template say: those a model to start from lists.
 
     Raises DataError for bad data and impossible mixtures, and when the run directory holds another plan: its
     checkpoints belong to that one. One process at a time may prepare a run directory.
@@ -130,7 +130,7 @@ def _is_there(plan_dir: Path, fingerprint: str, store: Path) -> bool:
 def _is_planned(plan: Plan, amount: Amount) -> bool:
     wanted = (amount.steps, amount.epochs, amount.batch_rows)
     there = plan.summary
-    return wanted == (there["asked_steps"], there["asked_epochs"], there["batch_rows"])
+    return wanted == (there["steps_asked"], there["epochs_asked"], there["batch_rows"])
 
 
 def _plan(dataset: Dataset, recipe: _Recipe, amount: Amount) -> Plan:
@@ -145,8 +145,9 @@ def _build(recipe: _Recipe, fingerprint: str, *, amount: Amount, run_dir: Path, 
         for notice in source.notices:
             watch.notice(notice)
     chat = _make_chat(opened, recipe, run_dir)
-    keys = make_shards(opened, recipe.data, chat, store=store, progress=watch.progress)
-    assembled = assemble(recipe.data, chat, store=store, keys=keys)
+    checks = make_checks(recipe.data.cleaning, root=recipe.data.root)
+    keys = make_shards(opened, recipe.data, chat, checks=checks, store=store, progress=watch.progress)
+    assembled = assemble(recipe.data, chat, store=store, keys=keys, notes=checks.notes)
     plan = _plan(assembled.dataset, recipe, amount)
     _check_same_plan(plan, run_dir)
     _save_tokenizer(chat, run_dir)
@@ -159,7 +160,7 @@ def _write(assembled: Assembled, plan: Plan, fresh: Path, *, store: Path) -> Non
     write_dataset(assembled.dataset, fresh / "dataset", store=store)
     write_plan(plan, fresh)
     write_bad_rows(assembled.bad_rows, fresh / "bad_rows.jsonl")
-    write_report(assembled.cleaning, fresh / "cleaning.json")
+    (fresh / "cleaning.json").write_bytes(msgspec.json.encode(assembled.cleaning))
 
 
 def _make_chat(opened: list[OpenedSource], recipe: _Recipe, run_dir: Path) -> ChatTemplate:

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from data.cells import amounts
 from data.dataset import Dataset
-from data.plan import Plan, amounts_of
+from data.plan import Plan
 
 
 class RealisedShares:
@@ -11,7 +12,7 @@ class RealisedShares:
 
     def __init__(self, dataset: Dataset, plan: Plan):
         self._dataset, self._plan = dataset, plan
-        self._amount_N = amounts_of(dataset, plan.summary["unit"])
+        self._amount_N = amounts(dataset)[plan.summary["unit"]]
         self._counted = 0
         self._languages_R = np.zeros(len(dataset.facts.languages))
         self._sources_R = np.zeros(len(dataset.facts.sources))

@@ -12,7 +12,7 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import msgspec
@@ -20,6 +20,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from data.bad_rows import BadRow
+from data.cleaning.report import CleaningReport
 from data.schema import DataError
 from data.token_store import records_path, table_path
 
@@ -74,8 +75,8 @@ class ShardFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Rows left out on purpose, by reason."""
     bad_rows: tuple[BadRow, ...] = ()
     overlong: tuple[Overlong, ...] = ()
-    cleaning: bytes = b""
-    """What cleaning left out, as `data.cleaning` writes it; empty without cleaning."""
+    cleaning: CleaningReport
+    """What cleaning left out."""
 
 
 class ShardTable(NamedTuple):
@@ -109,8 +110,9 @@ def write_shard(
         writer.close()
         os.replace(scratch, place)
         buffer = io.BytesIO()
-        arrays = {f"{name}_N": np.asarray(columns[name], dtype) for name, dtype in COLUMNS.items()}
-        np.savez(buffer, facts=np.frombuffer(msgspec.json.encode(facts), np.uint8), signatures=signatures, **arrays)
+        arrays: dict[str, Any] = {f"{name}_N": np.asarray(columns[name], dtype) for name, dtype in COLUMNS.items()}
+        arrays |= {"facts": np.frombuffer(msgspec.json.encode(facts), np.uint8), "signatures": signatures}
+        np.savez(buffer, **arrays)
         scratch.write_bytes(buffer.getvalue())
         os.replace(scratch, table_path(store, facts.key))
     except (OSError, RuntimeError, ValueError) as error:

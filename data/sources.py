@@ -1,17 +1,15 @@
 """Sources of a recipe as conversations: rows of files, converted one by one; trees, facts and procedures whole."""
 
 import collections
-import itertools
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from os import PathLike
 
-from data.bad_rows import BadRows
+from data.bad_rows import BadRows, note_bad
 from data.config import DataConfig
 from data.formats.rows import Row
-from data.jsonl import find_files, note_bad, read_rows
 from data.schema import Conversation, DataError
 from data.schemas.converter import SAMPLE_ROWS, TREE, Converter, check_file_source, make_converter
 from data.source_config import CldrSource, FileSource, ProceduralSource, Source
+from data.source_rows import find_source_files, read_rows, sample_rows
 from data.trees import read_trees
 
 
@@ -43,12 +41,12 @@ def load_sources(config: DataConfig, *, bad_rows: BadRows) -> list[Conversation]
     conversations: list[Conversation] = []
     for index, source in enumerate(config.sources):
         place = f"data.sources.{index}"
-        conversations += load_source(source, root=Path(config.root), bad_rows=bad_rows, place=place)
+        conversations += load_source(source, root=config.root, bad_rows=bad_rows, place=place)
     bad_rows.check_dropped(config.max_dropped)
     return conversations
 
 
-def load_source(source: Source, *, root: Path, bad_rows: BadRows, place: str = "") -> list[Conversation]:
+def load_source(source: Source, *, root: str | PathLike[str], bad_rows: BadRows, place: str = "") -> list[Conversation]:
     """Returns a source's conversations, the same list each time.
 
     `place` is the source's key in the recipe, for messages. Raises DataError, whatever the policy of
@@ -78,22 +76,21 @@ def load_embedded(source: CldrSource | ProceduralSource) -> list[Conversation]:
     return procedural_conversations(source)
 
 
-def convert_rows(rows: Iterable[Row], converter: Converter, *, bad_rows: BadRows) -> Iterator[Conversation]:
-    """Yields the conversations of rows, one by one; for every form but `tree`, whose rows make sense together only.
+def convert_row(row: Row, converter: Converter, *, bad_rows: BadRows) -> Conversation | None:
+    """Returns a row's conversation; for every form but `tree`, whose rows make sense together only.
 
-    Rows that `where` leaves out are counted in `bad_rows.left_out`, bad ones are added to `bad_rows`.
+    None for a row that `where` leaves out, which is counted in `bad_rows.left_out`, and for a bad one, which is added to
+    `bad_rows`.
     """
     name = converter.source.name
-    for row in rows:
-        try:
-            conversation = converter.convert(row)
-        except DataError as error:
-            note_bad(bad_rows, row, source=name, reason=str(error), language=_language_of(row, converter))
-            continue
-        if conversation is None:
-            bad_rows.left_out[name]["where"] += 1
-        else:
-            yield conversation
+    try:
+        conversation = converter.convert(row)
+    except DataError as error:
+        note_bad(bad_rows, row, source=name, reason=str(error), language=_language_of(row, converter))
+        return None
+    if conversation is None:
+        bad_rows.left_out[name]["where"] += 1
+    return conversation
 
 
 def take_evenly(conversations: list[Conversation], limit: int | None) -> list[Conversation]:
@@ -103,20 +100,13 @@ def take_evenly(conversations: list[Conversation], limit: int | None) -> list[Co
     return [conversations[index * len(conversations) // limit] for index in range(limit)]
 
 
-def find_source_files(source: FileSource, root: Path) -> list[Path]:
-    """Returns the files of a source, in the order of its paths, each once. Raises DataError if a path has none."""
-    patterns = (source.path,) if isinstance(source.path, str) else source.path
-    return list(dict.fromkeys(file for pattern in patterns for file in find_files(pattern, root)))
-
-
-def _load_files(source: FileSource, *, root: Path, bad_rows: BadRows, place: str) -> list[Conversation]:
+def _load_files(source: FileSource, *, root: str | PathLike[str], bad_rows: BadRows, place: str) -> list[Conversation]:
     """Every row is converted, so a bad one is found wherever it stands, also where `limit` would not look."""
     check_file_source(source, place)
     files = find_source_files(source, root)
     # Looked at before and apart from reading, so that bad rows come up in the files' order.
-    ahead = read_rows(files, root=root, source=source.name, bad_rows=BadRows("skip"))
-    sample = list(itertools.islice(ahead, SAMPLE_ROWS))
-    rows = read_rows(files, root=root, source=source.name, bad_rows=bad_rows)
+    sample = sample_rows(source, files, SAMPLE_ROWS)
+    rows = read_rows(source, files, bad_rows=bad_rows)
     if not sample:
         collections.deque(rows, maxlen=0)  # all bad: said by their own reasons, or counted
         return []
@@ -124,7 +114,8 @@ def _load_files(source: FileSource, *, root: Path, bad_rows: BadRows, place: str
     if converter.form == TREE:
         conversations = read_trees(rows, converter, bad_rows=bad_rows)
     else:
-        conversations = list(convert_rows(rows, converter, bad_rows=bad_rows))
+        found = (convert_row(row, converter, bad_rows=bad_rows) for row in rows)
+        conversations = [conversation for conversation in found if conversation is not None]
     taken = take_evenly(conversations, source.limit)
     if len(taken) < len(conversations):
         bad_rows.left_out[source.name]["limit"] += len(conversations) - len(taken)

@@ -5,9 +5,8 @@ import math
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from data.bad_rows import BadRows
+from data.bad_rows import BadRows, note_bad
 from data.formats.rows import Row
-from data.jsonl import note_bad
 from data.schema import Conversation, DataError, Turn
 from data.schemas.converter import Converter
 from data.schemas.turns import check_turn, find_role

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.chat import ChatTemplate
-from data.cleaning.checks import make_checks
+from data.cleaning.checks import Checks
 from data.config import DataConfig
 from data.encoding import Done, Setup, encode_work
 from data.fingerprint import fingerprint_source, fingerprint_work
@@ -40,6 +40,7 @@ def make_shards(
     config: DataConfig,
     chat: ChatTemplate,
     *,
+    checks: Checks,
     store: Path,
     progress: Callable[[Progress], None],
 ) -> list[str]:
@@ -47,21 +48,17 @@ def make_shards(
 
     Raises DataError for the first bad row of the sources where `data.bad_rows` is "error", and as `encode_work` does.
     """
-    checks = make_checks(config.cleaning, root=config.root)
     packing = config.packing
     setup = Setup(
         sources=tuple(source.setup for source in opened),
         chat=chat,
-        cutting=packing.overlong if packing.overlong in ("truncate", "split") else "",
+        cutting=packing.overlong if packing.overlong in ("truncate", "split") else None,
         row_length=packing.row_length,
         checks=checks,
         cleaning=config.cleaning,
         store=store,
     )
-    hashes = [
-        fingerprint_source(source.source, config, chat, form=source.form, checks_hash=checks.hash if checks else "")
-        for source in opened
-    ]
+    hashes = [fingerprint_source(source.source, config, chat, form=source.form) for source in opened]
     works = (
         (work, fingerprint_work(source_hash, work))
         for source, source_hash in zip(opened, hashes, strict=True)

@@ -18,7 +18,8 @@ from ruamel.yaml.error import YAMLError
 from data.bad_rows import BadRows
 from data.schema import Conversation, DataError
 from data.source_config import CldrSource, FileSource, ProceduralSource, Source
-from data.sources import find_source_files, load_source
+from data.source_rows import find_source_files
+from data.sources import load_source
 from eval.config import EvalError
 
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]

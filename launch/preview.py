@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
 from data.batch import Role
 from data.languages import own_name
 from data.pipeline import make_batch
-from data.prepare import Prepared, prepare
+from data.prepare import Prepared
 from data.printable import isolate, make_printable
 from launch.config import Recipe
 from launch.origin import open_origin
+from launch.preparing import prepare_recipe
 from launch.plan_table import Share, share_by
 from launch.preview_page import write_preview
 from launch.preview_rows import PreviewRow, Segment, Span, take_apart

@@ -194,7 +194,7 @@ def _train(recipe: Recipe, prepared: Prepared, job: TrainJob, console: Console) 
             console.print(f"[bold]resumed[/] from checkpoint {outcome.resumed_from}; the next global row is {row}")
 
     with show_progress(
-        start=newest_step(job.run_dir) or 0, steps=job.train.steps, every=job.train.log_every, console=console
+        start=newest_step(job.run_dir) or 0, steps=job.steps, every=job.train.log_every, console=console
     ) as show:
         return run_training(job, open_batches=open_batches, show=show, on_start=on_start)
 

@@ -1,13 +1,13 @@
 """Texts that must not be trained on, read from the files a recipe names."""
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.bad_rows import BadRows
 from data.cleaning_config import EvaluationSet
-from data.jsonl import find_files, read_rows
 from data.schema import DataError
+from data.source_config import FileSource
+from data.source_rows import find_source_files, read_rows
 
 
 class Passage(NamedTuple):
@@ -27,9 +27,9 @@ def read_passages(evaluation_set: EvaluationSet, *, root: str, bad_rows: BadRows
     recipe names.
     """
     name = evaluation_set.name or evaluation_set.path
-    files = find_files(evaluation_set.path, Path(root))
+    source = FileSource(name=name, path=evaluation_set.path)
     seen: set[str] = set()
-    for row in read_rows(files, root=Path(root), source=name, bad_rows=bad_rows):
+    for row in read_rows(source, find_source_files(source, root), bad_rows=bad_rows):
         seen.update(row.fields)
         for field in evaluation_set.fields or row.fields:
             for text in walk_texts(row.fields.get(field)):

@@ -13,7 +13,8 @@ from data.chat import SHIPPED, load_chat, save_chat
 from data.config import DataConfig, PackingConfig, TokenizerConfig
 from data.mixture_config import MixtureConfig
 from data.pipeline import make_batches
-from data.prepare import fingerprint_inputs, prepare
+from data.fingerprint import fingerprint_inputs
+from data.prepare import prepare
 from data.schema import DataError
 from data.source_config import FileSource, LanguageRule, MessageTemplate
 from data.tokenizer import save_tokenizer, train_tokenizer
@@ -57,15 +58,24 @@ def run_dir(tmp_path):
     return tmp_path / "run"
 
 
-def run(config, run_dir, *, steps=6, batch_rows=2, seed=0, tokenizer=TOKENIZER):
-    return prepare(config, tokenizer, steps=steps, batch_rows=batch_rows, seed=seed, run_dir=run_dir)
+def run(config, run_dir, *, steps=6, batch_rows=2, seed=0, tokenizer=TOKENIZER, **more):
+    return prepare(
+        config,
+        tokenizer,
+        steps=steps,
+        batch_rows=batch_rows,
+        seed=seed,
+        run_dir=run_dir,
+        store=run_dir.parent / "store",
+        **more,
+    )
 
 
 def forbid_building(monkeypatch):
     def fail(*_, **__):
         raise AssertionError("the sources were loaded again")
 
-    monkeypatch.setattr(preparing, "load_sources", fail)
+    monkeypatch.setattr(preparing, "open_sources", fail)
 
 
 def contents(folder):
@@ -85,7 +95,7 @@ def test_what_is_prepared_agrees_and_lies_in_the_run_directory(root, run_dir):
     assert (run_dir / "plan" / "bad_rows.jsonl").read_bytes() == b""
     batches = list(make_batches(run_dir / "plan", start_row=0, batch_rows=2))
     assert len(batches) == 6
-    assert tokenizer.decode(dataset.tokens[: dataset.offsets[1]].tolist()) == "what is 0 and one?it is 1"
+    assert tokenizer.decode(dataset.read([0]).ids.tolist()) == "what is 0 and one?it is 1"
 
 
 def test_a_restart_reads_back_and_loads_nothing(root, run_dir, monkeypatch):
@@ -120,7 +130,7 @@ def test_more_or_fewer_steps_keep_the_rows_already_served(root, run_dir, monkeyp
 
 @pytest.mark.parametrize("moment", ["write_dataset", "write_plan", "write_bad_rows"])
 def test_a_run_killed_while_preparing_leaves_nothing_that_looks_complete(root, run_dir, monkeypatch, moment):
-    def die(*_):
+    def die(*_, **__):
         raise KeyboardInterrupt
 
     # A kill leaves the scratch folder behind, too: no clean-up ran.
@@ -207,7 +217,7 @@ def test_a_damaged_plan_is_refused(root, run_dir):
 def test_a_run_keeps_its_template_and_refuses_another(root, run_dir, monkeypatch):
     plain = TokenizerConfig(vocab_size=320, template="plain")
     first = run(make_config(root), run_dir, tokenizer=plain)
-    text = first.tokenizer.decode(first.dataset.tokens[: first.dataset.offsets[1]].tolist())
+    text = first.tokenizer.decode(first.dataset.read([0]).ids.tolist())
     assert text == "User:\nwhat is 0 and one?\n\nAssistant:\nit is 1\n\n"
     assert first.plan.summary["template_hash"] == first.chat.hash
     with pytest.raises(DataError, match="belongs to another recipe"):
@@ -241,7 +251,7 @@ def test_a_template_file_is_read_again_when_it_changes(root, run_dir, tmp_path):
 
 def test_ids_a_model_stops_at_are_kept_with_the_run(root, run_dir):
     config = make_config(root)
-    prepared = prepare(config, TOKENIZER, steps=6, batch_rows=2, seed=0, run_dir=run_dir, extra_stop_ids=(300,))
+    prepared = run(config, run_dir, extra_stop_ids=(300,))
     assert prepared.chat.stop_ids == (prepared.tokenizer.end_id, 300)
     with pytest.raises(DataError, match=r"another chat template .* stop ids \(2, 300\)"):
         run(config, run_dir)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data.cleaning.report import CleaningReport
 from data.encoded import Encoded
 from data.schema import DataError
 from data.shards import COLUMNS, ShardFacts, digest_records, has_shard, read_shard, write_shard
@@ -38,6 +39,7 @@ def put(store, key, examples, id_bytes=2):
         tasks=("",),
         files=("a.jsonl",),
         read=len(examples),
+        cleaning=CleaningReport(max_listed=0),
     )
     write_shard(store, facts, records, columns, np.zeros((len(examples), 0), np.uint8))
     return facts

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from data.cleaning.report import CleaningReport
 from data.dataset import ARRAYS, Dataset, DatasetFacts, ShardList, hash_dataset, write_dataset
 from data.encoded import Encoded
 from data.shards import COLUMNS, ShardFacts, digest_records, write_shard
@@ -30,6 +31,7 @@ def store_dataset(dataset: Dataset, directory: Path, store: Path) -> None:
     facts = ShardFacts(
         key="toy", source="a", examples=len(records), tokens=0, id_bytes=4, largest_id=0, digest=digest_records(records),
         languages=(), tasks=(), files=(), read=0,
+        cleaning=CleaningReport(max_listed=0),
     )  # fmt: skip
     columns = {name: np.zeros(len(records), kind) for name, kind in COLUMNS.items()}
     write_shard(store, facts, records, columns, np.zeros((len(records), 0), np.uint8))
