@@ -153,9 +153,10 @@ def _pick(field: Field, seen: Mapping[str, int], source: FileSource, form: Form,
             f"say which with `columns: {{{field.name}: {names[0]}}}`"
         )
     if not names and field.required:
+        way = "in `tree:`" if form.name == "tree" else f"with `columns: {{{field.name}: NAME}}`"
         raise DataError(
             f"{place}: rows of form `{form.name}` need {field.name!r} (or {', '.join(field.aliases) or 'no other'}); "
-            f"fields are {show_names(seen)}; name it with `columns: {{{field.name}: NAME}}`"
+            f"fields are {show_names(seen)}; name it {way}"
         )
     return names[0] if names else field.name
 
