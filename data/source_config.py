@@ -91,7 +91,8 @@ class FileSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     rows: RowForm = "auto"
     """How a row spells a conversation. `auto`: `mapping` where `messages` is given, else by the fields of the rows."""
     columns: dict[str, str] = {}
-    """Fields of the form, and what the rows call them: `{messages: dialog, language: lang_code}`."""
+    """Fields of the form, and what the rows call them: `{messages: dialog, language: lang_code}`. Without it the names
+    of peers are taken, with a notice (`data/schemas/forms.py`)."""
     messages: tuple[MessageTemplate, ...] = ()
     """The mapping, for `rows: mapping`."""
     tree: TreeFields = TreeFields()
@@ -99,7 +100,8 @@ class FileSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """None: each row says it, in a field `language` (or one of the names peers use)."""
     task: str = ""
     where: str | None = None
-    """A Jinja expression over what templates see; rows for which it is false are left out (and counted)."""
+    """A Jinja expression over what templates see; rows for which it is false are left out (and counted); of
+    trees, whole ones, by their roots."""
     loss: LossConfig = LossConfig()
     weight: Positive = 1.0
     """Relative weight of the source before the temperature over languages."""

@@ -117,6 +117,7 @@ def _match(fields: Mapping[str, Any], form: Form) -> frozenset[str] | None:
 
 def _name_columns(form: Form, source: FileSource, sample: Sequence[Row], place: str) -> Shape:
     seen = _seen(sample)
+    _check_named(form, source, place)
     columns = {field.name: _pick(field, seen, source, form, place) for field in form.fields}
     if form.keys is not None:
         columns |= _pick_keys(form, columns, source, sample, place)
@@ -125,6 +126,9 @@ def _name_columns(form: Form, source: FileSource, sample: Sequence[Row], place: 
         _refuse_lost(form, columns, source, seen, place)
         unseen |= LOST_CONTEXT
     notices = [_tell_form(form, columns, source), *_tell_untrained(form, columns, source, sample)]
+    named = [name for field, name in source.columns.items() if field not in NOT_OF_ROWS and name not in seen]
+    if named:
+        notices.append(f"source {source.name}: named in `columns`, but in none of the first rows: {show_names(named)}")
     if unread := [name for name in seen if name not in {*columns.values(), *LANGUAGE_FIELDS}]:
         notices.append(f"source {source.name}: not read: {show_names(unread)}")
     return Shape(
@@ -135,11 +139,21 @@ def _name_columns(form: Form, source: FileSource, sample: Sequence[Row], place: 
     )
 
 
+def _check_named(form: Form, source: FileSource, place: str) -> None:
+    """Refuses a name in `columns` that the form of the rows has no use for."""
+    known = {"language", *(field.name for field in form.fields), *(MESSAGE_KEYS if form.keys is not None else ())}
+    for name in sorted(set(source.columns) - known):
+        raise DataError(
+            f"{place}.columns.{name}: rows of source {source.name!r} read as `{form.name}`, which has no such field; "
+            "take it out, or say which form is meant with `rows:`"
+        )
+
+
 def _pick(field: Field, seen: Mapping[str, int], source: FileSource, form: Form, place: str) -> str:
     """What the rows call a field: what `columns` says, else the one of its names that they have."""
     if field.name in source.columns:
         name = source.columns[field.name]
-        if name not in seen:
+        if name not in seen and field.required:
             near = difflib.get_close_matches(name, list(seen), n=1)
             hint = f"did you mean {near[0]}? They have" if near else "they have"
             raise DataError(
@@ -153,9 +167,10 @@ def _pick(field: Field, seen: Mapping[str, int], source: FileSource, form: Form,
             f"say which with `columns: {{{field.name}: {names[0]}}}`"
         )
     if not names and field.required:
+        way = "in `tree:`" if form.name == "tree" else f"with `columns: {{{field.name}: NAME}}`"
         raise DataError(
             f"{place}: rows of form `{form.name}` need {field.name!r} (or {', '.join(field.aliases) or 'no other'}); "
-            f"fields are {show_names(seen)}; name it with `columns: {{{field.name}: NAME}}`"
+            f"fields are {show_names(seen)}; name it {way}"
         )
     return names[0] if names else field.name
 

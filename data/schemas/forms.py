@@ -4,10 +4,10 @@
 |---|---|---|
 | messages | messages: list of {role, content} | system, tools |
 | conversations | conversations: list of {from, value} | system, tools |
-| instruction | instruction, output: texts | input, system, history |
+| instruction | instruction, output: texts | input, system, history, tools |
 | prompt_completion | prompt, completion: texts or lists of messages | system, tools |
 | preference | prompt, chosen, rejected: texts or lists of messages | system, tools |
-| ranked | instruction: text; output: list of texts, best first | input, system, history |
+| ranked | instruction: text; output: list of texts, best first | input, system, history, tools |
 | text | text, and no other field but what `BESIDE_TEXT` lists or begins with `_` | |
 | tree | message_id, parent_id, role, text (`TreeFields`) | rank |
 
@@ -29,7 +29,8 @@ LANGUAGE_FIELDS = (
 """What rows call their language, the most exact first."""
 BESIDE_TEXT = frozenset(
     ("id", "uuid", "idx", "index", "source", "url", "meta", "metadata", "timestamp", "date", "license", "domain",
-     "dataset", "title", "file", "path", "split", "score", "token_count", "tokens", *LANGUAGE_FIELDS)
+     "dataset", "title", "file", "path", "split", "score", "token_count", "tokens", "dump", "file_path",
+     "language_score", "language_script", "top_langs", "minhash_cluster_size", *LANGUAGE_FIELDS)
 )  # fmt: skip
 """Fields that say where a plain text is from; any other would be left untrained without a word."""
 LOST_CONTEXT: frozenset[str] = frozenset(
@@ -146,6 +147,7 @@ FORMS = (
             Field("input", ("context",)),
             SYSTEM,
             HISTORY,
+            TOOLS,
         ),
     ),
     Form(
@@ -167,6 +169,7 @@ FORMS = (
             Field("input"),
             SYSTEM,
             HISTORY,
+            TOOLS,
         ),
     ),
     Form("text", (Field("text", required=True, holds=holds_text),), fits=is_only_text),

@@ -1,6 +1,9 @@
 """Recipes: a mistake names its path, its value and what would be right; a written recipe is the same one."""
 
+import hashlib
+import os
 import string
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -8,9 +11,11 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
+from data.bad_rows import BadRows
 from data.config import DataConfig
 from data.mixture_config import MixtureConfig
 from data.source_config import CldrSource, FileSource, LanguageRule, MessageTemplate
+from data.sources import load_sources
 from launch.config import FREE_TO_CHANGE, Recipe, RecipeError, RunConfig
 from launch.recipe import (
     check_same_run,
@@ -329,3 +334,20 @@ def _lists(tree):
     if isinstance(tree, dict):
         return {key: _lists(sub) for key, sub in tree.items()}
     return [_lists(sub) for sub in tree] if isinstance(tree, list | tuple) else tree
+
+
+@pytest.mark.realdata
+def test_real_cpu_reads_its_rows_by_detection_as_its_templates_once_did():
+    """Numbers of the recipe that spelled out every field in Jinja: a form that read rows otherwise would move them."""
+    if not (folder := os.environ.get("POLYTUNE_REALDATA")):
+        pytest.skip("POLYTUNE_REALDATA is not set")
+    recipe = load_recipe("real_cpu", [f"data.root={folder}/train"])
+    bad_rows = BadRows("skip")
+    conversations = load_sources(recipe.data, bad_rows=bad_rows)
+    assert Counter(conversation.source for conversation in conversations) == {
+        "sib200": 6150, "tatoeba_from_english": 3920, "tatoeba_to_english": 3920, "nusax": 600, "xcopa": 1100,
+        "mgsm": 88, "afriqa": 318, "tata": 754, "gsm8k": 600, "oasst1_zh": 471, "oasst1_en": 117,
+    }  # fmt: skip
+    assert len({conversation.language for conversation in conversations}) == 235
+    said = "\n".join(f"{turn.role}:{turn.content}" for c in conversations for turn in c.turns)
+    assert hashlib.sha256(said.encode()).hexdigest()[:16] == "1911c56b88a391ce"

@@ -161,6 +161,19 @@ def test_columns_override_every_name_and_empty_fields_count_for_nothing():
     assert turns_of(fields, rows="messages", columns=columns) == (Turn("user", "a"), Turn("assistant", "b"))
 
 
+def test_an_optional_field_that_columns_names_may_come_late_but_not_unsaid():
+    pair, columns = {"prompt": "a", "completion": "b"}, {"system": "sys"}
+    assert turns_of(pair | {"sys": "s"}, pair, columns=columns)[0] == Turn("system", "s")
+    told = "source x: named in `columns`, but in none of the first rows: sys"
+    assert told in converter_of(pair, columns=columns).notices
+    assert told not in converter_of(pair | {"sys": "s"}, columns=columns).notices
+
+
+def test_a_column_that_the_form_has_no_use_for_is_refused():
+    with pytest.raises(DataError, match=r"columns\.prompt: rows of source 'x' read as `messages`, which has no such"):
+        converter_of({"messages": SAID, "p": 1}, columns={"prompt": "p"})
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -182,6 +195,7 @@ def test_a_recipe_that_contradicts_itself_is_named_by_its_key(settings, message)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"rows": "tree"}, r"rows of form `tree` need 'message_id' .*name it in `tree:`"),
         ({"rows": "instruction"}, r"`instruction` need 'instruction' \(or no other\); fields are text; .*columns"),
         (
             {"rows": "text", "columns": {"text": "txt"}},

@@ -1,7 +1,9 @@
 """Instructions, prompts with completions, plain texts: literal turns and refusals."""
 
 import pytest
-from rows_of_forms import GOOD, SAID, turns_of
+from hypothesis import given
+from hypothesis import strategies as st
+from rows_of_forms import GOOD, SAID, converter_of, row, turns_of
 
 from data.schema import DataError, Turn
 
@@ -13,6 +15,29 @@ Q, A = Turn("user", "Habari?"), Turn("assistant", "Nzuri.")
 @pytest.mark.parametrize("blank", ["", None, " \n"])
 def test_a_blank_input_adds_no_line(blank):
     assert turns_of(ALPACA | {"input": blank}) == (Turn("user", "Tafsiri."), Turn("assistant", "nzuri"))
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])).filter(str.strip))
+def test_no_text_is_stripped_split_or_normalised_on_its_way(text):
+    said = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+    sharegpt = [{"from": "human", "value": text}, {"from": "gpt", "value": text}]
+    for fields, form in (
+        ({"messages": said}, "messages"),
+        ({"conversations": sharegpt}, "conversations"),
+        ({"instruction": text, "output": text}, "instruction"),
+        ({"prompt": text, "completion": said[1:]}, "prompt_completion"),
+        ({"prompt": said[:1], "chosen": text, "rejected": "x"}, "preference"),
+        ({"instruction": text, "output": [text, "x"]}, "ranked"),
+    ):
+        assert turns_of(fields, rows=form) == (Turn("user", text), Turn("assistant", text))
+    assert turns_of({"text": text}) == (Turn("text", text),)
+
+
+def test_tools_of_an_instruction_reach_the_template():
+    tools = [{"name": "f"}]
+    conversation = converter_of(ALPACA | {"tools": tools}).convert(row(ALPACA | {"tools": tools}))
+    assert conversation is not None
+    assert conversation.tools == '[{"type": "function", "function": {"name": "f"}}]'
 
 
 @pytest.mark.parametrize("history", [[], None, "", "[]"])
