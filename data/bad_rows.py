@@ -62,7 +62,7 @@ class BadRows:
 
 def note_bad(bad_rows: BadRows, row: Row, *, source: str, reason: str, language: str = "") -> None:
     """Adds a row that was read but cannot be used. Raises DataError if the policy is `error`."""
-    text = json.dumps(row.fields, ensure_ascii=False)[:EXCERPT_CHARACTERS]
+    text = json.dumps(row.fields, ensure_ascii=False, default=repr)[:EXCERPT_CHARACTERS]
     excerpt = text.encode("utf-8", errors="replace").decode()
     bad_rows.add(BadRow(source=source, file=row.file, line=row.line, reason=reason, language=language, excerpt=excerpt))
 
