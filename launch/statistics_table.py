@@ -96,7 +96,7 @@ def _tokenizer_table(statistics: CorpusStatistics, languages: Sequence[Cell]) ->
 def _language_table(tokenizers: Sequence[TokenizerFacts], cells: Sequence[Cell], *, width: int) -> Table:
     table = _new_table("tag", "language")
     if width < WIDE:
-        table.columns[0].max_width, table.columns[1].max_width = 8, 12
+        table.columns[0].max_width, table.columns[1].max_width = 10, 12
     for column in (columns := _choose_columns(tokenizers, width)):
         table.add_column(column.head, justify="right", no_wrap=True, min_width=column.width)
     for cell in cells:
@@ -110,7 +110,7 @@ def _choose_columns(tokenizers: Sequence[TokenizerFacts], width: int) -> list[Co
     if len(tokenizers) == 1:
         wide = [Column("bytes", 6, lambda cell: format_count(cell.size_bytes))] if width >= WIDE else []
         return [rows, *wide, *_detailed(tokenizers[0])]
-    spare = width - (31 if width >= WIDE else 25)
+    spare = width - (31 if width >= WIDE else 27)
     for kinds in (("/byte", "/char", "/word", "fallback"), ("/byte", "/word", "fallback"), ("/byte", "fallback")):
         chosen = [rows, *(column for index in range(len(tokenizers)) for column in _compare(index, kinds))]
         if sum(column.width + 1 for column in chosen) <= spare:

@@ -56,11 +56,14 @@ def test_a_small_corpus_counted_by_hand(meter, tokenizer):
     assert first.longest[0][0].row == "f.jsonl:1" and first.longest[0][0].tokens == counts.total
 
 
-def test_thoughts_are_the_answer_s(meter, tokenizer):
-    silent = Conversation(turns=(Turn("assistant", "two"),), language="en", source="s")
-    thinking = Conversation(turns=(Turn("assistant", "two", thoughts="one"),), language="en", source="s")
-    more = measure([thinking], [meter]).total().tokens[0].answer - measure([silent], [meter]).total().tokens[0].answer
-    assert more == len(tokenizer.encode("one"))
+@pytest.mark.parametrize("field", ["thoughts", "tool_calls"])
+def test_thoughts_and_calls_are_the_answer_s(meter, tokenizer, field):
+    def count(turn):
+        return measure([Conversation(turns=(turn,), language="en", source="s")], [meter]).total()
+
+    alone, more = count(Turn("assistant", "two")), count(Turn("assistant", "two", **{field: "one"}))
+    assert more.tokens[0].answer - alone.tokens[0].answer == len(tokenizer.encode("one"))
+    assert (more.characters - alone.characters, more.words) == (3, 2)
 
 
 def test_counting_what_is_encoded_already_gives_the_same(meter, tokenizer):
@@ -120,6 +123,18 @@ def test_worker_processes_count_the_same_and_show_the_row_that_cannot_be_spelled
     refused = []
     counted = measure([bad, *rows], [meter], workers=2, reject=lambda row, error: refused.append(row.id))
     assert refused == ["f.jsonl:7777"] and counted == measure(rows, [meter])
+
+
+class Deadly:
+    """Ends the process that encodes with it, as the system does when memory runs out."""
+
+    def encode(self, text):
+        os._exit(9)
+
+
+def test_a_worker_that_dies_is_an_error_that_says_what_to_do(meter):
+    with pytest.raises(DataError, match="a worker process ended while it counted.*fewer --workers"):
+        measure([talk(("user", "one"))], [meter._replace(tokenizer=Deadly())], workers=1)
 
 
 def test_a_row_that_one_tokenizer_refuses_counts_for_none(meter):

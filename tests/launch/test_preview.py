@@ -61,6 +61,7 @@ def test_rows_are_the_first_or_those_that_hold_a_language(prepared):
     assert choose_rows(prepared, rows=10**6, language=None) == list(range(32))
     chosen = choose_rows(prepared, rows=5, language="sw")
     batch = make_batch(prepared.dataset, prepared.plan, range(32))
+    assert choose_rows(prepared, rows=5, language="swh_Latn") == chosen, "any code of a language will do"
     holds = np.any(batch.language_BT == prepared.dataset.facts.languages.index("sw"), axis=1)
     assert chosen == np.flatnonzero(holds)[:5].tolist()
 
