@@ -181,7 +181,7 @@ def read_statistics(path: Path) -> CorpusStatistics:
 
 
 ABOUT = {
-    "tokens": "of contents, thoughts and calls; of nothing else that a chat template writes (role names, control tokens)",
+    "tokens": "of contents, thoughts and calls; of nothing else that a chat template writes (role names ...)",
     "characters": "Unicode code points, not grapheme clusters",
     "words": "runs of letters, digits and their marks; null for scripts without spaces between words",
     "spelled_in_bytes": "tokens <0xNN>, or in byte-level vocabularies tokens that are no whole characters",
