@@ -71,22 +71,44 @@ def with_tokenizers(statistics, count):
     return CorpusStatistics(tokenizers=statistics.tokenizers * count, cells=cells)
 
 
+def tags_of_the_worst(statistics):
+    worst = sorted(statistics.by_language(), key=lambda cell: -cell.per_byte(0))
+    return [cell.language for cell in worst[:MOST_LANGUAGES]]
+
+
 @pytest.mark.parametrize("width", [80, 100, 120])
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_two_hundred_languages_fit_the_terminal(many, width, count):
     text = show(with_tokenizers(many, count), width=width)
     assert max(cell_len(line) for line in text.splitlines()) <= width
     assert f"... and {200 - MOST_LANGUAGES} more languages, --json FILE writes all of them" in text
+    heads = {
+        "tag",
+        "language",
+        "rows",
+        "bytes",
+        "tokens",
+        "/byte",
+        "/char",
+        "/word",
+        "bytes%",
+        "unk%",
+        "answer",
+        "fallback",
+    }
+    (head,) = [line.split() for line in text.splitlines() if line.split()[:2] == ["tag", "language"]]
+    assert set(head) <= heads and head.count("/byte") == count, "no column is cut off"
     assert not re.search(r"[\d.%]…", text), "no number is cut off"
+    lines = [line for line in text.splitlines() if line.split() and line.split()[0] in tags_of_the_worst(many)]
+    assert len(lines) >= MOST_LANGUAGES and all(line.rstrip().endswith("%") for line in lines[:MOST_LANGUAGES])
     assert "\x1b" not in text and "s␛[2J" in text
     assert len(text.splitlines()) < 75
 
 
 def test_the_worst_come_first_and_the_rest_are_in_the_file(many):
     text = show(many, width=100, file="all.json")
-    worst = sorted(many.by_language(), key=lambda cell: -cell.per_byte(0))
     shown = [line.split()[0] for line in text.splitlines() if line.startswith(" ") and "0." in line and "%" in line]
-    assert shown[1 : MOST_LANGUAGES + 1] == [cell.language for cell in worst[:MOST_LANGUAGES]]
+    assert shown[1 : MOST_LANGUAGES + 1] == tags_of_the_worst(many)
     assert "more languages, all in all.json" in text
 
 
