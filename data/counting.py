@@ -16,7 +16,7 @@ import numpy as np
 
 from data.batch import Role
 from data.encoded import Encoded
-from data.schema import TEXT_ROLE, Conversation, DataError
+from data.schema import TEXT_ROLE, Conversation, DataError, Turn
 from data.statistics import LONGEST, Cell, CorpusStatistics, LongRow, TokenCounts, TokenizerFacts, order_longest
 from data.token_kinds import BYTES, UNKNOWN, TokenKinds, find_kinds
 from data.tokenizer import Tokenizer
@@ -46,6 +46,11 @@ class _Refused(NamedTuple):
     reason: str
 
 
+def texts_of(turn: Turn) -> tuple[str, ...]:
+    """What a turn says, as the row has it: its content, thoughts and calls, without those that are empty."""
+    return tuple(text for text in (turn.content, turn.thoughts, turn.tool_calls) if text)
+
+
 def make_meter(name: str, tokenizer: Tokenizer) -> Meter:
     """The meter of a tokenizer, called by `name` in what it counts. Raises DataError for a kind that is not known."""
     kinds = find_kinds(tokenizer)
@@ -72,7 +77,12 @@ class Tally:
         self._cell(conversation).add(conversation, counts)
 
     def add_encoded(self, conversation: Conversation, encoded: Encoded) -> None:
-        """Counts a conversation that the one tokenizer of this tally has encoded already, within its template."""
+        """Counts a conversation that the one tokenizer of this tally has encoded already, whole, within its template.
+
+        Tokens are those whose turn `encoded` knows: as many as `add` counts where the template encodes contents by
+        themselves, and as many as training sees in any case (a call is spelled as the template writes it; thoughts that
+        it leaves out are not counted).
+        """
         (meter,) = self.meters
         self._cell(conversation).add(conversation, [_count_encoded(encoded, meter)])
 
@@ -112,7 +122,7 @@ class _CellTally:
     def add(self, conversation: Conversation, counts: Sequence[_Counts]) -> None:
         characters = 0
         for turn in conversation.turns:
-            for text in (turn.content, turn.thoughts):
+            for text in texts_of(turn):
                 characters += len(text)
                 self.sums["size_bytes"] += len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
                 self.sums["words"] += count_words(text) if self.has_words else 0
@@ -225,7 +235,7 @@ def _cut_batches(conversations: Iterable[Conversation]) -> Iterator[list[Convers
     batch, characters = list[Conversation](), 0
     for conversation in conversations:
         batch.append(conversation)
-        characters += sum(len(turn.content) + len(turn.thoughts) for turn in conversation.turns)
+        characters += sum(len(text) for turn in conversation.turns for text in texts_of(turn))
         if len(batch) >= BATCH_ROWS or characters >= BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0
@@ -236,13 +246,13 @@ def _cut_batches(conversations: Iterable[Conversation]) -> Iterator[list[Convers
 def _count_contents(conversation: Conversation, meter: Meter) -> _Counts:
     by_speaker, kinds = [0, 0, 0], np.zeros(3, np.int64)
     for turn in conversation.turns:
-        for text in (turn.content, turn.thoughts):
+        for text in texts_of(turn):
             try:
-                ids = meter.tokenizer.encode(text) if text else []
+                ids = meter.tokenizer.encode(text)
             except DataError as error:
                 raise DataError(f"tokenizer {meter.facts.name}: {error}") from None
             by_speaker[SPEAKERS.get(turn.role, PROMPT)] += len(ids)
-            kinds += np.bincount(meter.kinds.kind_V[ids], minlength=3) if ids else 0
+            kinds += np.bincount(meter.kinds.kind_V[np.asarray(ids, np.int64)], minlength=3)
     return _Counts(by_speaker, int(kinds[UNKNOWN]), int(kinds[BYTES]))
 
 

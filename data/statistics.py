@@ -20,7 +20,7 @@ class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
     prompt: int = 0
     """Of system, user and tool turns."""
     answer: int = 0
-    """Of assistant turns, their thoughts included. How many are trained is up to the source's loss policy."""
+    """Of assistant turns, their thoughts and calls included. How many are trained is up to the source's loss policy."""
     text: int = 0
     """Of plain texts, which are no conversation."""
     unknown: int = 0
@@ -181,7 +181,7 @@ def read_statistics(path: Path) -> CorpusStatistics:
 
 
 ABOUT = {
-    "tokens": "of contents; nothing that a chat template writes (role names, control tokens, tool calls) is counted",
+    "tokens": "of contents, thoughts and calls; of nothing else that a chat template writes (role names ...)",
     "characters": "Unicode code points, not grapheme clusters",
     "words": "runs of letters, digits and their marks; null for scripts without spaces between words",
     "spelled_in_bytes": "tokens <0xNN>, or in byte-level vocabularies tokens that are no whole characters",

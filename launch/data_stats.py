@@ -1,6 +1,6 @@
 """`polytune data stats`: what a recipe's sources hold, and what one or several tokenizers make of it."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -46,7 +46,7 @@ def run_data_stats(
     bad_rows = BadRows(recipe.data.bad_rows)
     conversations = _open_conversations(_limit(recipe.data, limit_rows), bad_rows)
     with console.status("reading") as status:
-        counted = _show_progress(conversations, lambda rows: status.update(f"{rows:,} rows counted"))
+        counted = _show_progress(conversations, lambda rows: status.update(f"{rows:,} rows read"))
         statistics = measure(
             counted, meters, workers=workers, reject=lambda conversation, error: _reject(conversation, error, bad_rows)
         )
@@ -95,7 +95,7 @@ def _limit(config: DataConfig, rows: int | None) -> DataConfig:
     return msgspec.structs.replace(config, sources=sources)
 
 
-def _show_progress(conversations: Iterable[Conversation], show) -> Iterator[Conversation]:
+def _show_progress(conversations: Iterable[Conversation], show: Callable[[int], None]) -> Iterator[Conversation]:
     for index, conversation in enumerate(conversations):
         if index % PACE == 0:
             show(index)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data.batch import Role
-from data.languages import own_name
+from data.languages import own_name, standardize
 from data.pipeline import make_batch
 from data.prepare import Prepared
 from data.printable import isolate, make_printable
@@ -61,15 +61,16 @@ def run_preview(recipe: Recipe, *, rows: int, language: str | None, html: str | 
 
 
 def choose_rows(prepared: Prepared, *, rows: int, language: str | None) -> list[int]:
-    """The first planned rows, or the first that hold an example of the language.
+    """The first planned rows, or the first that hold an example of the language (any code of it: `sw`, `swh_Latn`).
 
-    Raises ValueError if none does, or for less than one row.
+    Raises ValueError if none does, for a code that is none, or for less than one row.
     """
     if rows < 1:
         raise ValueError(f"--rows {rows} shows nothing; give at least 1")
     plan, dataset = prepared.plan, prepared.dataset
     if language is None:
         return list(range(min(rows, plan.rows)))
+    language = standardize(language)
     if language not in dataset.facts.languages:
         known = ", ".join(tag for tag in dataset.facts.languages if tag)
         raise ValueError(f"language {language!r} is not in this mixture; it has {known}")

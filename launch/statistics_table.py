@@ -20,6 +20,8 @@ WIDE = 100
 LOST = 0.01
 """Share of unknown tokens from which on a language counts as lost text, however few tokens it takes."""
 NO_NUMBER = "–"
+TAG, SHORTEST_NAME, LONGEST_NAME = 10, 8, 14
+"""Widths of the columns of tags and of names."""
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -94,28 +96,33 @@ def _tokenizer_table(statistics: CorpusStatistics, languages: Sequence[Cell]) ->
 
 
 def _language_table(tokenizers: Sequence[TokenizerFacts], cells: Sequence[Cell], *, width: int) -> Table:
+    gap = 1 if width < WIDE or len(tokenizers) > 1 else 2
+    columns = _choose_columns(tokenizers, width - 1 - (TAG + gap) - (SHORTEST_NAME + gap), gap)
+    name = width - 1 - (TAG + gap) - gap - sum(column.width + gap for column in columns)
     table = _new_table("tag", "language")
-    if width < WIDE:
-        table.columns[0].max_width, table.columns[1].max_width = 8, 12
-    for column in (columns := _choose_columns(tokenizers, width)):
+    table.padding = (0, gap - 1, 0, 0)
+    table.columns[0].max_width, table.columns[1].max_width = TAG, max(SHORTEST_NAME, min(LONGEST_NAME, name))
+    for column in columns:
         table.add_column(column.head, justify="right", no_wrap=True, min_width=column.width)
     for cell in cells:
         table.add_row(Text(cell.language), Text(_own_name(cell.language)), *(column.show(cell) for column in columns))
     return table
 
 
-def _choose_columns(tokenizers: Sequence[TokenizerFacts], width: int) -> list[Column]:
-    """The most columns that fit; every tokenizer keeps its tokens per byte."""
-    rows = Column("rows", 5, lambda cell: format_count(cell.rows))
+def _choose_columns(tokenizers: Sequence[TokenizerFacts], width: int, gap: int) -> list[Column]:
+    """The most columns that fit into a width; every tokenizer keeps its tokens per byte."""
+    rows = Column("rows", 6, lambda cell: format_count(cell.rows))
     if len(tokenizers) == 1:
-        wide = [Column("bytes", 6, lambda cell: format_count(cell.size_bytes))] if width >= WIDE else []
-        return [rows, *wide, *_detailed(tokenizers[0])]
-    spare = width - (31 if width >= WIDE else 25)
-    for kinds in (("/byte", "/char", "/word", "fallback"), ("/byte", "/word", "fallback"), ("/byte", "fallback")):
-        chosen = [rows, *(column for index in range(len(tokenizers)) for column in _compare(index, kinds))]
-        if sum(column.width + 1 for column in chosen) <= spare:
-            return chosen
-    return [rows, *(column for index in range(len(tokenizers)) for column in _compare(index, ("/byte",)))]
+        size = Column("bytes", 6, lambda cell: format_count(cell.size_bytes))
+        choices = [[rows, size, *_detailed(tokenizers[0])], [rows, *_detailed(tokenizers[0])]]
+    else:
+        kinds = (("/byte", "/char", "/word", "fallback"), ("/byte", "/word", "fallback"), ("/byte", "fallback"))
+        choices = [
+            [rows, *(column for index in range(len(tokenizers)) for column in _compare(index, shown))]
+            for shown in (*kinds, ("/byte",))
+        ]
+    fitting = (chosen for chosen in choices if sum(column.width + gap for column in chosen) <= width)
+    return next(fitting, choices[-1])
 
 
 def _detailed(facts: TokenizerFacts) -> list[Column]:
@@ -128,7 +135,7 @@ def _detailed(facts: TokenizerFacts) -> list[Column]:
     if facts.byte_kind != "none":
         columns.append(Column("bytes%", 6, lambda cell: _share(cell.byte_share(0))))
     if facts.has_unknown:
-        columns.append(Column("unk%", 5, lambda cell: _share(cell.unknown_share(0))))
+        columns.append(Column("unk%", 6, lambda cell: _share(cell.unknown_share(0))))
     return [*columns, Column("answer", 6, lambda cell: _share(cell.answer_share(0)))]
 
 
@@ -203,7 +210,9 @@ def _fallback(cell: Cell, index: int) -> float | None:
 
 
 def _ratio(value: float | None) -> str:
-    return NO_NUMBER if value is None else f"{value:.3f}" if value < 1 else f"{value:.2f}"
+    if value is None:
+        return NO_NUMBER
+    return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 100 else f"{value:.0f}"
 
 
 def _share(value: float | None) -> str:

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 import pytest
 from fake_run import LANGUAGES_34, LANGUAGES_205, write_fake_run
 
+from data.statistics import Cell, CorpusStatistics, LongRow, TokenCounts, TokenizerFacts, write_statistics
 from eval import report_metrics, report_mixture, report_training
 from eval.report import write_report
 from eval.report_names import (
@@ -358,3 +359,96 @@ def test_unknown_tags_stand_for_themselves():
     described = describe_languages(["not a tag", "", "ka"])
     assert set(described) == {"not a tag", "ka"}
     assert described["not a tag"].own == "not a tag" and described["ka"].own == "ქართული"
+
+
+def count_statistics(languages, *, unknown=0):
+    facts = TokenizerFacts(name="tok<b>", hash="ab" * 32, vocab_size=300, has_unknown=True, byte_kind="none")
+    cells = tuple(
+        Cell(
+            source="s", language=tag, rows=10, turns=20, characters=400, size_bytes=500 + index, words=None,
+            tokens=(TokenCounts(prompt=60, answer=40, unknown=unknown),),
+            longest=((LongRow(tokens=50 + index, characters=90, row=f"f.jsonl:{index}", source="s", language=tag),),),
+        )
+        for index, tag in enumerate(sorted(languages))
+    )  # fmt: skip
+    return CorpusStatistics(tokenizers=(facts,), cells=cells)
+
+
+def test_statistics_of_the_data_are_a_table_worst_first(tmp_path):
+    run_dir = write_fake_run(tmp_path / "run", languages=("en", "he", "th"))
+    assert 'id="statistics"' not in write_report(run_dir).read_text(encoding="utf-8")
+    write_statistics(count_statistics(("en", "he", "th")), run_dir / "plan/statistics.json")
+    html = write_report(run_dir).read_text(encoding="utf-8")
+    Page(html)
+    part = html[html.index('<section id="statistics">') : html.index('<section id="samples">')]
+    assert "30 rows, 60 turns, 1,200 characters, 1,503 bytes" in part and "tok&lt;b&gt;" in part
+    assert re.findall(r'<th scope="row" data-value="(\w+)">', part) == ["en", "he", "th"]
+    (english,) = re.findall(r'<tr data-key="[^"]*"><th scope="row" data-value="en">.*?</tr>', part, re.S)
+    numbers = re.findall(r'<td class="number" data-value="([^"]*)">([^<]*)<', english)
+    assert [text for _, text in numbers] == [
+        "10", "400", "500", "–", "100", "0.2", "0.25", "–", "–", "0.0%", "40.0%",
+    ]  # fmt: skip
+    assert numbers[3][0] == "", "words that were not counted sort last"
+    assert re.findall(r"f\.jsonl:\d", part) == ["f.jsonl:2", "f.jsonl:1", "f.jsonl:0"]
+
+
+def test_a_language_that_becomes_unknown_is_marked_not_called_cheap(tmp_path):
+    run_dir = write_fake_run(tmp_path / "run", languages=("en",))
+    write_statistics(count_statistics(("en",), unknown=30), run_dir / "plan/statistics.json")
+    html = write_report(run_dir).read_text(encoding="utf-8")
+    part = html[html.index('<section id="statistics">') :]
+    assert re.search(r'<tr data-key="[^"]*" class="is-worst">', part) and ">30.0%<" in part
+
+
+def test_damaged_statistics_are_named_and_the_rest_is_shown(tmp_path):
+    run_dir = write_fake_run(tmp_path / "run", languages=("en",))
+    (run_dir / "plan/statistics.json").write_text('{"format": 1')
+    html = write_report(run_dir).read_text(encoding="utf-8")
+    assert "statistics.json holds no statistics" in html and "Training loss" in html
+
+
+def test_what_was_left_out_is_counted_by_language_and_reason(tmp_path):
+    run_dir = write_fake_run(tmp_path / "run", languages=("en", "he"))
+    edit_json(run_dir / "plan/plan.json", lambda plan: plan.update(bad_rows={"": 4, "he": 1}, dropped={"he": 2}))
+    bad = {
+        "source": "s",
+        "file": "f.jsonl",
+        "line": 7,
+        "reason": "not JSON",
+        "language": "",
+        "excerpt": "<b>\u202e\x00",
+    }
+    (run_dir / "plan/bad_rows.jsonl").write_text(json.dumps(bad) + "\n")
+    counts = [{"predicate": "near_duplicate", "source": source, "language": "en", "count": 5} for source in ("a", "b")]
+    listed = [{"predicate": "near_duplicate", "id": "f.jsonl:3", "detail": "like f.jsonl:1", "excerpt": "x"}]
+    (run_dir / "plan/cleaning.json").write_text(json.dumps({"counts": counts, "listed": listed}))
+    html = write_report(run_dir).read_text(encoding="utf-8")
+    Page(html)
+    part = html[html.index('<section id="left-out">') : html.index('<section id="tokens">')]
+    assert "17 rows never reached training: bad rows&nbsp;5, longer than a row&nbsp;2, near duplicate&nbsp;10" in part
+    table = [
+        (tag, re.findall(r'class="number" data-value="([^"]*)"', row))
+        for tag, row in re.findall(r'<tr[^>]*><th scope="row" data-value="(\w*)">(.*?)</tr>', part, re.S)
+    ]
+    kept = {tag: sum(c.examples for c in read_run(run_dir).plan.cells if c.language == tag) for tag in ("en", "he")}
+    assert [(tag, numbers[:4]) for tag, numbers in table] == [
+        ("en", ["0", "0", "10", "10"]), ("", ["4", "0", "0", "4"]), ("he", ["1", "2", "0", "3"]),
+    ]  # fmt: skip
+    assert float(table[2][1][4]) == pytest.approx(3 / (3 + kept["he"])) and table[1][1][4] == ""
+    assert "f.jsonl:7" in part and "&lt;b&gt;⟨RLO⟩␀" in part
+    assert "near duplicate: like f.jsonl:1" in part and "1 shown, 9 more; see plan/cleaning.json" in part
+
+
+def test_counts_of_cleaning_may_be_nested(tmp_path):
+    run_dir = write_fake_run(tmp_path / "run", languages=("en",))
+    (run_dir / "plan/cleaning.json").write_text(json.dumps({"dropped": {"too_long": {"a": {"en": 3, "fr": 1}}}}))
+    html = write_report(run_dir).read_text(encoding="utf-8")
+    assert "too long&nbsp;4" in html and 'lang="fr"' in html
+
+
+def test_a_run_that_lost_nothing_has_no_such_section(tmp_path):
+    run_dir = write_fake_run(tmp_path / "run", languages=("en",))
+    edit_json(run_dir / "plan/plan.json", lambda plan: plan.update(dropped={}))
+    (run_dir / "plan/bad_rows.jsonl").write_text("")
+    (run_dir / "plan/cleaning.json").write_text('{"counts": [], "listed": []}')
+    assert 'id="left-out"' not in write_report(run_dir).read_text(encoding="utf-8")
