@@ -64,7 +64,13 @@ class _Inputs(NamedTuple):
 
 
 def build_plan(
-    dataset: Examples, config: DataConfig, *, steps: int | None, batch_rows: int, seed: int, epochs: float | None = None
+    dataset: Examples,
+    config: DataConfig,
+    *,
+    steps: int | None,
+    batch_rows: int,
+    seed: int,
+    epochs: float | int | None = None,
 ) -> Plan:
     """The first `steps * batch_rows` rows of the stream that dataset, mixture, packing and seed define.
 
@@ -152,7 +158,7 @@ def read_plan(directory: Path) -> Plan:
 
 
 def _resolve(
-    dataset: Examples, config: DataConfig, *, steps: int | None, batch_rows: int, seed: int, epochs: float | None
+    dataset: Examples, config: DataConfig, *, steps: int | None, batch_rows: int, seed: int, epochs: float | int | None
 ) -> _Inputs:
     mixture = config.mixture
     cells, cell_N = tabulate(dataset)
@@ -176,7 +182,7 @@ def _resolve(
     return _Inputs(cells, cell_N, stages, _limit_cells(cells, mixture, epochs), pinch)
 
 
-def _limit_cells(cells: Sequence[Cell], mixture: MixtureConfig, epochs: float | None) -> np.ndarray | None:
+def _limit_cells(cells: Sequence[Cell], mixture: MixtureConfig, epochs: float | int | None) -> np.ndarray | None:
     """How many examples each cell may give in the run; None for any number."""
     if epochs is not None:
         return np.array([max(1, round(epochs * cell.examples)) for cell in cells], np.int64)

@@ -119,9 +119,7 @@ def _pack_block(
     keys: tuple[int, int],
 ) -> _Rows:
     """The drawn examples, and of the pinch those that are due, in shuffled rows."""
-    tokens = int(lengths_N[drawn.examples].sum())
-    likely = max(1, tokens // packing.row_length if packing.packed else len(drawn.examples))
-    due = int(np.searchsorted(pinch.due, row + likely))
+    due = _count_due(lengths_N, drawn, packing, pinch, row)
     rows = _pack_rows(lengths_N, _add_pinch(drawn, pinch, due), packing, keys=keys, carry=not ended)
     final = last and len(pinch.due) > 0 and room is not None and (ended or len(rows.counts) >= room)
     if final and due < len(pinch.due):
@@ -129,6 +127,21 @@ def _pack_block(
         due = len(pinch.due)
         rows = _pack_rows(lengths_N, _add_pinch(drawn, pinch, due), packing, keys=keys, carry=not ended)
     return _place_pinch(rows, pinch, row=row, room=room if final else None) if due else rows
+
+
+def _count_due(lengths_N: np.ndarray, drawn: _Drawn, packing: PackingConfig, pinch: Pinch, row: int) -> int:
+    """How many of the pinch are due in the rows that the drawn examples, and these themselves, are likely to fill."""
+    if not len(pinch.due):
+        return 0
+    if packing.packed:
+        drawn_rows = lengths_N[drawn.examples].sum() / packing.row_length
+        own_rows = np.cumsum(lengths_N[pinch.examples]) / packing.row_length
+    else:
+        drawn_rows, own_rows = len(drawn.examples), np.arange(1, len(pinch.due) + 1)
+    # Due before the row that the block ends at if it holds all that are due before.
+    ends = row + np.maximum(drawn_rows + own_rows, 1)
+    late = np.flatnonzero(pinch.due >= ends)
+    return int(late[0]) if len(late) else len(pinch.due)
 
 
 def _pack_rows(

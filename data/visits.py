@@ -19,19 +19,23 @@ class Visits:
 
     def take(self, count: int) -> np.ndarray:
         """The next `count` examples."""
-        pieces, missing = [self.waiting[:count]], count - len(self.waiting)
-        self.waiting = self.waiting[count:]
-        while missing > 0:
-            order = visit_order(self.key, len(self.members), first_epoch=self.epoch, epochs=self.stride)
-            self.epoch += self.stride
-            fresh = self.members[order]
-            pieces.append(fresh[:missing])
-            self.waiting, missing = fresh[missing:], missing - len(fresh)
-        return np.concatenate(pieces)
+        if count > len(self.waiting):
+            self._refill(count)
+        taken, self.waiting = self.waiting[:count], self.waiting[count:]
+        return taken
 
     def give_back(self, examples: np.ndarray) -> None:
         """These come next, before all others."""
         self.waiting = np.concatenate((examples, self.waiting))
+
+    def _refill(self, count: int) -> None:
+        pieces, missing = [self.waiting], count - len(self.waiting)
+        while missing > 0:
+            order = visit_order(self.key, len(self.members), first_epoch=self.epoch, epochs=self.stride)
+            self.epoch += self.stride
+            pieces.append(self.members[order])
+            missing -= len(order)
+        self.waiting = np.concatenate(pieces)
 
 
 def visit_order(key: int, size: int, *, first_epoch: int, epochs: int = 1) -> np.ndarray:

@@ -13,6 +13,8 @@ from data.languages import own_name, script_of
 from train.loop import TrainJob
 
 MOST_ROWS = 48
+# Languages or names shown on one line.
+MOST_NAMED = 8
 
 
 class Share(NamedTuple):
@@ -66,6 +68,10 @@ def print_plan(summary: dict[str, Any], job: TrainJob, mesh: jax.sharding.Mesh, 
         f"bad rows skipped: {_counts(summary['bad_rows'])}",
         highlight=False,
     )
+    if len(summary["stages"]) > 1:
+        console.print(_stage_table(summary["stages"], unit))
+    for notice in list_notices(summary):
+        console.print(Text(notice, "yellow"), soft_wrap=True)
     mean_k = sum(job.most_trained_S) / len(job.most_trained_S)
     console.print(
         f"mesh {dict(mesh.shape)} on {mesh.devices.size} {mesh.devices.flat[0].platform} device(s); "
@@ -74,6 +80,52 @@ def print_plan(summary: dict[str, Any], job: TrainJob, mesh: jax.sharding.Mesh, 
         f"remat {job.spec.compute.remat}; microbatches {job.spec.microbatches}",
         highlight=False,
     )
+
+
+def list_notices(summary: dict[str, Any]) -> list[str]:
+    """What a user should know of a plan besides its tables: pinches, sources used up, an early end, empty rows."""
+    notices = []
+    if summary["pinch"]:
+        notices.append(f"pinch, exact number of examples in the run: {_counts(summary['pinch'])}")
+    if summary["steps_asked"] not in (None, summary["steps"]):
+        notices.append(
+            f"the plan ends after {summary['steps']:,} of {summary['steps_asked']:,} steps: a source is used up, and "
+            "data.mixture.exhausted=stop"
+        )
+    if summary["used_up"]:
+        gone = [f"{item['language']} in {item['source']} at step {item['last_step']:,}" for item in summary["used_up"]]
+        more = f" and {len(gone) - MOST_NAMED} more" if len(gone) > MOST_NAMED else ""
+        notices.append(f"used up ({summary['exhausted']}): {', '.join(gone[:MOST_NAMED])}{more}")
+    if summary["empty_rows"]:
+        notices.append(f"{summary['empty_rows']:,} rows without examples fill the last batch")
+    return notices + summary["unfilled"]
+
+
+def _stage_table(stages: Sequence[dict[str, Any]], unit: str) -> Table:
+    """One line a stage, and what is seen in it: the largest languages, as wanted and as the rows really have them."""
+    table = _new_table("stage", "steps")
+    for column in ("rows", "examples", "tokens"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("seen")
+    table.caption = f"seen: language, share wanted, share the rows really have, in {unit}"
+    table.caption_justify = "left"
+    for number, stage in enumerate(stages, start=1):
+        last = stage["first_step"] + stage["steps"] - 1
+        table.add_row(
+            str(number), f"{stage['first_step']:,}-{last:,}", f"{stage['rows']:,}", f"{stage['examples']:,}",
+            f"{stage['tokens']:,}", _shares_seen(stage["cells"]),
+        )  # fmt: skip
+    return table
+
+
+def _shares_seen(cells: Sequence[dict[str, Any]]) -> str:
+    sums: dict[str, tuple[float, float]] = {}
+    for cell in cells:
+        wanted, realised = sums.get(cell["language"], (0.0, 0.0))
+        sums[cell["language"]] = (wanted + cell["wanted_share"], realised + cell["realised_share"])
+    most = sorted(sums, key=lambda tag: (-sums[tag][0], tag))
+    shown = ", ".join(f"{tag} {sums[tag][0]:.1%} {sums[tag][1]:.1%}" for tag in most[:MOST_NAMED])
+    return f"{shown}, {len(most) - MOST_NAMED} more" if len(most) > MOST_NAMED else shown
 
 
 def _source_table(shares: dict[str, Share], unit: str) -> Table:
@@ -117,6 +169,6 @@ def _counts(by_language: dict[str, int]) -> str:
     if not by_language:
         return "0"
     most = sorted(by_language.items(), key=lambda item: -item[1])
-    more = f", {len(most) - 8} more languages" if len(most) > 8 else ""
-    shown = ", ".join(f"{tag or 'unreadable'} {n}" for tag, n in most[:8])
+    more = f", {len(most) - MOST_NAMED} more languages" if len(most) > MOST_NAMED else ""
+    shown = ", ".join(f"{tag or 'unreadable'} {n}" for tag, n in most[:MOST_NAMED])
     return f"{sum(by_language.values())} ({shown}{more})"

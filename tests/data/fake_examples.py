@@ -6,7 +6,10 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
+from data.config import DataConfig, PackingConfig
 from data.dataset import DatasetFacts
+from data.mixture_config import MixtureConfig
+from data.source_config import FileSource
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,3 +52,25 @@ def make_examples(lengths, languages, sources, *, target_tokens=None, bytes_each
     for array in arrays.values():
         digest.update(np.ascontiguousarray(array).tobytes())
     return FakeExamples(**arrays, facts=msgspec.structs.replace(facts, hash=digest.hexdigest()))
+
+
+def make_config(dataset, *, weights=None, row_length=32, block_examples=64, packed=True, **mixture):
+    """A recipe for a dataset's sources; `weights` are the sources' own."""
+    sources = tuple(
+        FileSource(name=name, path="x", weight=(weights or {}).get(name, 1.0)) for name in dataset.facts.sources[1:]
+    )
+    packing = PackingConfig(row_length=row_length, block_examples=block_examples, packed=packed)
+    return DataConfig(sources=sources, mixture=MixtureConfig(**mixture), packing=packing)
+
+
+def rows_of(plan):
+    """Examples of each row, as lists."""
+    return [plan.row_examples[a:b].tolist() for a, b in zip(plan.row_offsets, plan.row_offsets[1:], strict=False)]
+
+
+def seen_by_language(dataset, plan, first_row=0, end_row=None):
+    """Visits of each language's examples in some rows."""
+    offsets = plan.row_offsets
+    examples = plan.row_examples[offsets[first_row] : offsets[plan.rows if end_row is None else end_row]]
+    counts = np.bincount(dataset.language[examples], minlength=len(dataset.facts.languages))
+    return {tag: int(count) for tag, count in zip(dataset.facts.languages[1:], counts[1:], strict=True)}

@@ -112,6 +112,19 @@ def test_padding_is_the_pad_id_and_weighs_nothing():
         assert not getattr(batch, name)[batch.segments_BT == 0].any()
 
 
+def test_a_row_without_examples_is_padding_and_shifts_no_other_row():
+    """Whole batches of a run in epochs end in such rows."""
+    alone = make_batch(TWO, make_plan([[0], [1]], row_length=6), range(2))
+    batch = make_batch(TWO, make_plan([[], [0], [], [1], []], row_length=6), range(5))
+    for name, array, expected in zip(Batch._fields, batch, alone, strict=True):
+        np.testing.assert_array_equal(array[[1, 3]], expected, err_msg=name)
+    assert not batch.segments_BT[[0, 2, 4]].any()
+    assert not batch.loss_weight_BT[[0, 2, 4]].any()
+    empty = make_batch(TWO, make_plan([[0], [], []], row_length=6), range(1, 3))
+    assert [array.shape for array in empty] == [(2, 6)] * len(empty)
+    assert not any(array.any() for array in empty)
+
+
 def test_dtypes_of_the_contract():
     dtypes = {name: array.dtype.name for name, array in row_arrays(TWO, [[0]], 8)._asdict().items()}
     assert dtypes.pop("loss_weight_BT") == "float32"

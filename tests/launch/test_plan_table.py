@@ -40,6 +40,14 @@ def print_text(cells, **changed):
         "padding": 0.0312,
         "dropped": {},
         "bad_rows": {},
+        "stages": [],
+        "pinch": {},
+        "steps": 20,
+        "steps_asked": 20,
+        "exhausted": "repeat",
+        "used_up": [],
+        "empty_rows": 0,
+        "unfilled": [],
         **changed,
     }
     spec = StepSpec(model=TOY, axes=AXES, compute=ComputeConfig(), num_languages=3, most_trained=24, microbatches=2)
@@ -84,3 +92,43 @@ def test_a_long_table_is_cut_and_says_so():
     assert "... and 5 languages with smaller shares, all in plan/plan.json" in text
     assert f"dropped as overlong: {MOST_ROWS + 5} (" in text
     assert f", {MOST_ROWS + 5 - 8} more languages)" in text
+
+
+def make_stage(first, steps, **shares):
+    cells = [
+        {"source": "s", "language": tag, "wanted_share": wanted, "realised_share": realised}
+        for tag, (wanted, realised) in shares.items()
+    ]
+    return {
+        "first_step": first, "steps": steps, "first_row": 4 * first, "rows": 4 * steps, "examples": 9 * steps,
+        "tokens": 90 * steps, "cells": cells,
+    }  # fmt: skip
+
+
+def test_a_curriculum_shows_what_each_stage_will_see():
+    stages = [make_stage(0, 30, en=(1, 1)), make_stage(30, 1000, en=(0.25, 0.243), sw=(0.75, 0.757))]
+    text = " ".join(print_text(CELLS, stages=stages).split())
+    assert "stage steps rows examples tokens seen" in text
+    assert "1 0-29 120 270 2,700 en 100.0% 100.0%" in text
+    assert "2 30-1,029 4,000 9,000 90,000 sw 75.0% 75.7%, en 25.0% 24.3%" in text
+    assert "in target tokens" in text
+    assert "seen" not in print_text(CELLS, stages=stages[:1]).replace("target", "")
+
+
+def test_what_a_plan_does_of_its_own_is_said():
+    """Nothing ends early, is used up or left unfilled without a word before step 0."""
+    used_up = [{"source": "small", "language": f"l{n}", "examples": 3, "last_step": 1000 + n} for n in range(10)]
+    text = " ".join(
+        print_text(
+            CELLS, steps=12, steps_asked=60, exhausted="stop", used_up=used_up, empty_rows=3, pinch={"zu": 40, "sw": 4},
+            unfilled=["data.mixture.languages: 4 epochs leave 7 unfilled"],
+        ).split()
+    )  # fmt: skip
+    assert "pinch, exact number of examples in the run: 44 (zu 40, sw 4)" in text
+    assert "the plan ends after 12 of 60 steps: a source is used up, and data.mixture.exhausted=stop" in text
+    assert "used up (stop): l0 in small at step 1,000, " in text
+    assert "l7 in small at step 1,007 and 2 more" in text
+    assert "3 rows without examples fill the last batch" in text
+    assert "4 epochs leave 7 unfilled" in text
+    quiet = print_text(CELLS)
+    assert not any(word in quiet for word in ("pinch", "used up", "ends after", "without examples"))
