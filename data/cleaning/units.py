@@ -24,7 +24,7 @@ class Units(NamedTuple):
 def read_units(text: str) -> Units:
     """Returns the units of a text; punctuation and space are of none. Fold the text first.
 
-    `今年はabc 12` has six: 今 年 は abc 12, and none for the space: five hashes. A vowel sign stays with its letter,
+    `今年はabc 12` has five: 今 年 は abc 12. A vowel sign stays with its letter,
     inside a word too (`हिन्दी` is one unit), where `\\w` of Python's `re` would break it.
     """
     codes_C = read_codes(text)
@@ -33,7 +33,7 @@ def read_units(text: str) -> Units:
     kinds_C = unit_table()[codes_C]
     places_C = np.arange(len(codes_C))
     bases_C = kinds_C[np.maximum.accumulate(np.where(kinds_C == MARK, 0, places_C))]
-    bases_C[bases_C == MARK] = WORD
+    bases_C[bases_C == MARK] = SEPARATOR  # before the first letter there is none to stand on
     before_C = np.concatenate(([SEPARATOR], bases_C[:-1]))
     starts_C = (kinds_C == SINGLE) | ((bases_C == WORD) & (before_C != WORD))
     inside_C = bases_C != SEPARATOR
