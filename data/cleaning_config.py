@@ -70,13 +70,13 @@ class RepetitionLimit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class ScriptCheck(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Letters that are not of the script the tag stands for. Works for every language CLDR knows the script of."""
+    """Words that are not of the script the tag stands for. Judges every language whose script CLDR knows."""
 
     part: Part = "answer"
     """What is judged. Code between backticks and addresses are left out of it."""
     min_share: Share = 0.25
-    """Least share, 0 to 1, of the letters that must be of the tag's script. A text in another script has next to none;
-    a Chinese one about software may have a third, because a Latin word has many letters."""
+    """Least share, 0 to 1, of the words (characters, in scripts without spaces) that must be of the tag's script. A
+    text in another script has next to none, whatever names it holds."""
     min_letters: AtLeastOne = 10
     """Texts with fewer letters are not judged."""
     scripts: dict[str, tuple[str, ...]] = {}

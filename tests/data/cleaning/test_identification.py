@@ -122,10 +122,10 @@ def test_a_fasttext_model_is_read_by_its_flores_labels(fasttext_model):
 
 
 def test_a_model_that_is_missing_or_broken_is_an_error_that_says_what_to_do(fasttext_model, tmp_path, monkeypatch):
-    with pytest.raises(DataError, match="no file .*nowhere.bin; give a fastText model"):
+    with pytest.raises(DataError, match=r"no file .*nowhere\.bin; give a fastText model"):
         load_identifier(str(tmp_path / "nowhere.bin"))
     (tmp_path / "broken.bin").write_bytes(b"x")
-    with pytest.raises(DataError, match="broken.bin is no fastText model: has wrong file format"):
+    with pytest.raises(DataError, match=r"broken\.bin is no fastText model: has wrong file format"):
         load_identifier(str(tmp_path / "broken.bin"))
     monkeypatch.setitem(sys.modules, "fasttext", None)
     with pytest.raises(DataError, match=r"pip install 'polytune\[fasttext\]'"):

@@ -30,10 +30,12 @@ ENGLISH = "This is an answer in English, whatever the row says."
     ],
 )
 def test_a_text_in_its_own_script_is_kept_and_one_in_another_is_not(tag, text):
-    kept, dropped = (check_script(chat(each, language=tag), check=ScriptCheck()) for each in (text, "Ж" * 30))
+    kept, dropped = (check_script(chat(each, language=tag), check=ScriptCheck()) for each in (text, "Жук " * 30))
     assert (kept.detail, kept.is_judged) == ("", True)
     if tag != "sr":
-        assert dropped.detail.startswith("0% of 30 letters are ") and dropped.detail.endswith("100% are Cyrl")
+        assert dropped.detail.startswith(
+            "0% of 30 words (characters, without spaces) are "
+        ) and dropped.detail.endswith("100% are Cyrl")
 
 
 @pytest.mark.parametrize("tag", ["hi", "ja", "ko", "zh-Hant", "ru", "th", "am", "ka"])
@@ -45,6 +47,14 @@ def test_code_and_names_in_latin_letters_do_not_count_against_a_chinese_answer()
     code = "请看下面的代码，它会打印一句话：\n```python\nprint('hello, world')\nfor item in items: pass\n```"
     assert check_script(chat(code, language="zh"), check=ScriptCheck()).detail == ""
     assert check_script(chat("我在用Python写一个小程序，很好用。", language="zh"), check=ScriptCheck()).detail == ""
+    # A fifth of the letters, but more than half of what a reader counts.
+    assert check_script(chat("UX的全名是User Experience", language="zh"), check=ScriptCheck()).detail == ""
+
+
+def test_two_names_in_latin_letters_do_not_make_a_chinese_answer_danish():
+    """More than a third of its letters are Latin, because a word has many."""
+    names = "几年后，一位名叫 Jeremiah Horrocks 的天文学家观测到了这一次难得的金星凌日。"
+    assert "7% of 28 words" in check_script(chat(names, language="da"), check=ScriptCheck()).detail
 
 
 @pytest.mark.parametrize("tag", ["orv", "acm", "lfn"])
@@ -62,9 +72,11 @@ def test_short_texts_excepted_tasks_and_unknown_scripts_are_not_judged():
 
 
 def test_the_part_and_the_share_that_are_judged_are_the_recipes():
-    mixed = chat("йогурт" + "a" * 18, prompt=ENGLISH, language="ru")
+    mixed = chat("йогурт " + "apple " * 3, prompt=ENGLISH, language="ru")
     assert check_script(mixed, check=ScriptCheck(min_share=0.25)).detail == ""
-    assert check_script(mixed, check=ScriptCheck(min_share=0.26)).detail.startswith("25% of 24 letters are Cyrl")
+    assert check_script(mixed, check=ScriptCheck(min_share=0.26)).detail.startswith(
+        "25% of 4 words (characters, without spaces) are Cyrl, fewer than 26%"
+    )
     assert check_script(mixed, check=ScriptCheck(part="prompt")).detail.startswith("0% of")
 
 
