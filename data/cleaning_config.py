@@ -9,7 +9,8 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 Part = Literal["answer", "prompt", "conversation"]
-"""The assistant's turns (or a plain text), the user's turns, or every turn."""
+"""The assistant's turns (or a plain text), the user's turns, or both. System turns and tools' are often the same in a
+thousand rows, and in another language: they are of no part."""
 Scope = Literal["language", "source", "all"]
 """Examples are compared with those of the same language, of the same source, or with all."""
 

@@ -55,7 +55,7 @@ def test_parts_are_the_turns_of_their_roles_and_a_text_is_an_answer():
     chat = Conversation(turns=turns, language="en", source="x")
     assert read_part(chat, "prompt") == "u1\nu2"
     assert read_part(chat, "answer") == "a1"
-    assert read_part(chat, "conversation") == "s\nu1\na1\nu2\nt"
+    assert read_part(chat, "conversation") == "u1\na1\nu2"
     text = Conversation(turns=(Turn(TEXT_ROLE, "plain"),), language="en", source="x")
     assert (read_part(text, "answer"), read_part(text, "prompt")) == ("plain", "")
 

@@ -171,6 +171,18 @@ def test_questions_of_one_template_are_no_near_duplicates_while_short():
     assert [row[0] for row in search(BOTH, rows)] == [2]
 
 
+def test_a_long_system_prompt_does_not_make_rows_near_duplicates():
+    generator = random.Random(5)
+    system = Turn("system", write("en", 3000, generator))
+    answers = [write("en", 150, generator) for _ in range(2)]
+    rows = [
+        Conversation(turns=(system, Turn("user", "?"), Turn("assistant", answer)), language="en", source="s")
+        for answer in answers
+    ]
+    assert search(BOTH, rows) == []
+    assert search(BOTH, [rows[0], rows[0]]) == [(1, 0, "exact_duplicates")]
+
+
 @given(st.text(max_size=300), st.integers(1, 8))
 @settings(max_examples=50)
 def test_the_estimate_is_the_jaccard_similarity_of_character_ngrams(text, edits):
