@@ -129,7 +129,7 @@ def _index_ngrams(ngrams: Sequence[np.ndarray], numbers: Sequence[int], length: 
 
 def _look_up(index: NgramIndex, ngrams: Sequence[np.ndarray]) -> np.ndarray:
     """The entries of the index whose n-grams are among those given."""
-    wanted_G = np.unique(np.concatenate(ngrams))
+    wanted_G = np.unique(np.concatenate((np.zeros(0, np.uint64), *ngrams)))
     first_G = np.searchsorted(index.hashes_E, wanted_G, side="left")
     hits_G = first_G < len(index.hashes_E)
     hits_G[hits_G] = index.hashes_E[first_G[hits_G]] == wanted_G[hits_G]

@@ -128,8 +128,8 @@ def _load_fasttext(path: str) -> Identifier:
     tags = frozenset(map(_read_label, labels)) - {"und"}
     if not tags:
         raise DataError(
-            f"data.cleaning.language_mismatch.model: none of the labels of {path} is a language ({', '.join(labels[:3])} "
-            "...); give a model whose labels are like __label__swh_Latn or __label__sw"
+            f"data.cleaning.language_mismatch.model: no label of {path} is a language ({', '.join(labels[:3])} ...); "
+            "give a model whose labels are like __label__swh_Latn or __label__sw"
         )
     return Identifier(tags, identify)
 

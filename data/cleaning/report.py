@@ -6,7 +6,7 @@ from typing import NamedTuple
 import msgspec
 
 from data.cleaning.reason import Reason, Verdict
-from data.schema import Conversation
+from data.schema import Conversation, DataError
 
 EXCERPT_CHARACTERS = 200
 Counts = dict[str, dict[str, int]]
@@ -41,7 +41,7 @@ class ReportLine(NamedTuple):
 class CleaningReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """Counts by predicate, source and language, and the first dropped rows of each predicate.
 
-    The only thing in this folder that changes: `note` and `note_duplicate` count a row. Reports of parts of the
+    The only thing in this folder that changes: `note` and `note_dropped` count a row. Reports of parts of the
     data, merged in the order of the parts, are the report of the whole.
     """
 
@@ -72,6 +72,18 @@ class CleaningReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         if sum(sum(languages.values()) for languages in counts.values()) < self.max_listed:
             self.listed.append(row)
         _add(counts, row.source, row.language, 1)
+
+    def to_json(self) -> bytes:
+        """Returns the report as JSON, the same bytes for the same counts."""
+        return msgspec.json.encode(self, order="sorted")
+
+    @staticmethod
+    def from_json(text: bytes) -> "CleaningReport":
+        """Returns the report that `to_json` wrote. Raises DataError for anything else."""
+        try:
+            return msgspec.json.decode(text, type=CleaningReport)
+        except msgspec.MsgspecError as error:
+            raise DataError(f"this is no report of cleaning: {error}; prepare the data again") from None
 
     def lines(self) -> Iterator[ReportLine]:
         """Yields a line for every predicate, source and language with something to say, most dropped first."""

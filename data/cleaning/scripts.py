@@ -1,4 +1,4 @@
-"""The predicate `script_mismatch`: letters that are not of the tag's script."""
+"""The predicate `script_mismatch`: words that are not of the tag's script."""
 
 import functools
 from collections.abc import Mapping
@@ -9,6 +9,7 @@ from langcodes.data_dicts import LIKELY_SUBTAGS
 from data.cleaning.characters import SCRIPTS, count_scripts
 from data.cleaning.reason import KEPT, NOT_JUDGED, Finding
 from data.cleaning.texts import leave_out_code, read_part
+from data.cleaning.units import count_unit_scripts
 from data.cleaning_config import ScriptCheck
 from data.languages import script_of, standardize
 from data.schema import Conversation, DataError
@@ -24,31 +25,33 @@ COMPOSITES = {
 # Languages commonly written in a second script, where a tag without one leaves it open. Source: CLDR supplemental
 # data, languageData, scripts in modern use. Data that says `sr-Cyrl` loses that mark when its tag is standardised.
 SECOND_SCRIPTS = {
-    "az": ("Cyrl",), "bs": ("Cyrl",), "ha": ("Arab",), "jv": ("Java",), "kk": ("Latn", "Arab"), "ku": ("Arab",), "ky": ("Latn", "Arab"),
-    "mn": ("Mong",), "ms": ("Arab",), "sh": ("Cyrl", "Latn"), "sr": ("Latn",), "tg": ("Latn", "Arab"), "tk": ("Cyrl",),
-    "tt": ("Latn",), "ug": ("Cyrl", "Latn"), "uz": ("Cyrl", "Arab"), "shi": ("Latn", "Tfng"), "tzm": ("Latn", "Tfng"),
-    "su": ("Sund",), "zgh": ("Latn",), "ber": ("Latn", "Tfng"), "taq": ("Tfng",), "cr": ("Latn", "Cans"), "iu": ("Latn",),
+    "az": ("Cyrl",), "ber": ("Latn", "Tfng"), "bs": ("Cyrl",), "cr": ("Latn", "Cans"), "ha": ("Arab",), "iu": ("Latn",),
+    "jv": ("Java",), "kk": ("Latn", "Arab"), "ku": ("Arab",), "ky": ("Latn", "Arab"), "mn": ("Mong",), "ms": ("Arab",),
+    "sh": ("Cyrl", "Latn"), "shi": ("Latn", "Tfng"), "sr": ("Latn",), "su": ("Sund",), "taq": ("Tfng",),
+    "tg": ("Latn", "Arab"), "tk": ("Cyrl",), "tt": ("Latn",), "tzm": ("Latn", "Tfng"), "ug": ("Cyrl", "Latn"),
+    "uz": ("Cyrl", "Arab"), "zgh": ("Latn",),
 }  # fmt: skip
 
 
 def check_script(conversation: Conversation, *, check: ScriptCheck) -> Finding:
-    """Whether enough letters are of the script that the conversation's tag stands for."""
+    """Whether enough words are of the script that the conversation's tag stands for."""
     if conversation.task and conversation.task in check.except_tasks:
         return NOT_JUDGED
     accepted = {*accepted_scripts(conversation.language), *check.scripts.get(conversation.language, ())}
     if not any(script in SCRIPTS for script in accepted):
         return NOT_JUDGED
-    counts = count_scripts(leave_out_code(read_part(conversation, check.part)))
-    letters = sum(counts.values())
-    if letters < check.min_letters:
+    text = leave_out_code(read_part(conversation, check.part))
+    if sum(count_scripts(text).values()) < check.min_letters:
         return NOT_JUDGED
-    share = sum(count for script, count in counts.items() if script in accepted) / letters
-    if share >= check.min_share:
+    counts = count_unit_scripts(text)
+    units = sum(counts.values())
+    share = sum(count for script, count in counts.items() if script in accepted) / max(units, 1)
+    if not units or share >= check.min_share:
         return KEPT
     most = max(counts, key=lambda script: counts[script])
     return Finding(
-        f"{share:.0%} of {letters} letters are {'/'.join(sorted(accepted))}, fewer than {check.min_share:.0%}; "
-        f"{counts[most] / letters:.0%} are {most}"
+        f"{share:.0%} of {units} words (characters, without spaces) are {'/'.join(sorted(accepted))}, fewer than "
+        f"{check.min_share:.0%}; {counts[most] / units:.0%} are {most}"
     )
 
 

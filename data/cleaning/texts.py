@@ -6,7 +6,11 @@ import unicodedata
 from data.cleaning_config import Part
 from data.schema import TEXT_ROLE, Conversation
 
-ROLES = {"answer": ("assistant", TEXT_ROLE), "prompt": ("user",)}
+ROLES: dict[Part, tuple[str, ...]] = {
+    "answer": ("assistant", TEXT_ROLE),
+    "prompt": ("user",),
+    "conversation": ("user", "assistant", TEXT_ROLE),
+}
 CODE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+|www\.\S+", re.DOTALL)
 # Signs that are not seen or carry no sound: joiners, direction marks, soft hyphens, Arabic tatweel and vowel signs.
 IGNORED = dict.fromkeys([0xAD, 0x61C, 0x640, 0x670, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F)])
@@ -16,8 +20,8 @@ FOLDED = IGNORED | dict.fromkeys(map(ord, "‘’ʼ`´＇"), "'") | {ord("ı"): 
 
 def read_part(conversation: Conversation, part: Part) -> str:
     """Returns the contents of the part's turns, stripped, one after another; "" where it has none."""
-    roles = ROLES.get(part)
-    turns = (turn for turn in conversation.turns if roles is None or turn.role in roles)
+    roles = ROLES[part]
+    turns = (turn for turn in conversation.turns if turn.role in roles)
     return "\n".join(turn.content.strip() for turn in turns)
 
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.cleaning.characters import MARK, SEPARATOR, SINGLE, WORD, read_codes, unit_table
+from data.cleaning.characters import MARK, SCRIPTS, SEPARATOR, SINGLE, WORD, read_codes, script_table, unit_table
 
 # Odd constants of splitmix64 (Steele, Lea and Flood 2014), and two more odd numbers as bases of polynomials.
 MIX = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
@@ -24,19 +24,13 @@ class Units(NamedTuple):
 def read_units(text: str) -> Units:
     """Returns the units of a text; punctuation and space are of none. Fold the text first.
 
-    `今年はabc 12` has six: 今 年 は abc 12, and none for the space: five hashes. A vowel sign stays with its letter,
+    `今年はabc 12` has five: 今 年 は abc 12. A vowel sign stays with its letter,
     inside a word too (`हिन्दी` is one unit), where `\\w` of Python's `re` would break it.
     """
     codes_C = read_codes(text)
     if not len(codes_C):
         return Units(np.zeros(0, np.uint64), True)
-    kinds_C = unit_table()[codes_C]
-    places_C = np.arange(len(codes_C))
-    bases_C = kinds_C[np.maximum.accumulate(np.where(kinds_C == MARK, 0, places_C))]
-    bases_C[bases_C == MARK] = WORD
-    before_C = np.concatenate(([SEPARATOR], bases_C[:-1]))
-    starts_C = (kinds_C == SINGLE) | ((bases_C == WORD) & (before_C != WORD))
-    inside_C = bases_C != SEPARATOR
+    inside_C, starts_C = _split(codes_C)
     starts_U = np.flatnonzero(starts_C[inside_C])
     if not len(starts_U):
         return Units(np.zeros(0, np.uint64), True)
@@ -44,8 +38,19 @@ def read_units(text: str) -> Units:
     places_I = np.arange(len(letters_I)) - np.repeat(starts_U, np.diff(np.append(starts_U, len(letters_I))))
     powers = _powers(CHARACTER_BASE, int(places_I.max()) + 1)
     hashes_U = mix(np.add.reduceat(letters_I * powers[places_I], starts_U))
-    singles = int(np.count_nonzero(kinds_C == SINGLE))
+    singles = int(np.count_nonzero(unit_table()[codes_C] == SINGLE))
     return Units(hashes_U, 2 * singles <= len(starts_U))
+
+
+def count_unit_scripts(text: str) -> dict[str, int]:
+    """Returns how many words (characters, in scripts without spaces) begin with a letter of each script.
+
+    So `UX的全名是User Experience` is Hani 4, Latn 3, where letters alone would make it a Latin text.
+    """
+    codes_C = read_codes(text)
+    _, starts_C = _split(codes_C)
+    counts = np.bincount(script_table()[codes_C[starts_C]], minlength=len(SCRIPTS))
+    return {SCRIPTS[number]: int(counts[number]) for number in np.flatnonzero(counts) if number}
 
 
 def hash_ngrams(hashes_U: np.ndarray, length: int) -> np.ndarray:
@@ -72,6 +77,19 @@ def mix(values: np.ndarray) -> np.ndarray:
     values = (values ^ (values >> np.uint64(30))) * MIX[0]
     values = (values ^ (values >> np.uint64(27))) * MIX[1]
     return values ^ (values >> np.uint64(31))
+
+
+def _split(codes_C: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which characters are inside units, and which of them begin one."""
+    if not len(codes_C):
+        return np.zeros(0, bool), np.zeros(0, bool)
+    kinds_C = unit_table()[codes_C]
+    # A mark is what the last character before it that is none is; before the first letter there is none.
+    bases_C = kinds_C[np.maximum.accumulate(np.where(kinds_C == MARK, 0, np.arange(len(codes_C))))]
+    bases_C[bases_C == MARK] = SEPARATOR
+    before_C = np.concatenate(([SEPARATOR], bases_C[:-1]))
+    starts_C = (kinds_C == SINGLE) | ((bases_C == WORD) & (before_C != WORD))
+    return bases_C != SEPARATOR, starts_C
 
 
 def _powers(base: np.uint64, count: int) -> np.ndarray:
