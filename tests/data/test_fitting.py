@@ -1,4 +1,4 @@
-"""A long example is cut between turns or not at all; what is kept is what the template writes, and losses are counted."""
+"""A long example is cut between turns or not at all; what is kept is what the template writes, losses are counted."""
 
 import functools
 import json

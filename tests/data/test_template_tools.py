@@ -1,4 +1,4 @@
-"""Tools, calls, results and thoughts: spans by construction, text that stays text, and nothing that is left out unsaid."""
+"""Tools, calls, results and thoughts: spans by construction, text stays text, and nothing is left out unsaid."""
 
 import functools
 import json
@@ -49,6 +49,10 @@ def calling(arguments, content="", **fields):
     return Turn("assistant", content, tool_calls=make_calls(arguments), **fields)
 
 
+def calls(text):
+    return Turn("assistant", "", tool_calls=text)
+
+
 def result(content):
     return Turn("tool", content, tool_call_id=ID, name="f")
 
@@ -56,6 +60,11 @@ def result(content):
 def talk(*turns, tools=None):
     given = make_tools() if tools is None else tools
     return Conversation(turns=turns, language="en", source="test", id="f.jsonl:3", tools=given)
+
+
+def asked(answer, **fields):
+    """One question, an answer, a result, an answer."""
+    return talk(Turn("user", "U"), answer, result("R"), Turn("assistant", "A"), **fields)
 
 
 def show(ids):
@@ -70,18 +79,22 @@ def answers_of(encoded):
 
 
 TALK = (
-    Turn("user", "U"), calling({"x": "X", "n": 3}), result("R"), calling({"x": "Y"}), result("Q"), Turn("assistant", "A"),
-    Turn("user", "V"), calling({"n": 4}), result("P"), Turn("assistant", "B"),
+    Turn("user", "U"), calling({"x": "X", "n": 3}), result("R"), calling({"x": "Y"}), result("Q"),
+    Turn("assistant", "A"), Turn("user", "V"), calling({"n": 4}), result("P"), Turn("assistant", "B"),
 )  # fmt: skip
 QWEN = '<tool_call>\n{{"name": "f", "arguments": {}}}\n</tool_call><|im_end|>'
 ANSWERS = {
-    "qwen2_5": [QWEN.format('{"x": "X", "n": 3}'), QWEN.format('{"x": "Y"}'), "A<|im_end|>", QWEN.format('{"n": 4}'), "B<|im_end|>"],
+    "qwen2_5": [
+        QWEN.format('{"x": "X", "n": 3}'), QWEN.format('{"x": "Y"}'), "A<|im_end|>", QWEN.format('{"n": 4}'),
+        "B<|im_end|>",
+    ],
     "qwen3": [
         QWEN.format('{"x": "X", "n": 3}'), QWEN.format('{"x": "Y"}'), "A<|im_end|>", QWEN.format('{"n": 4}'),
         "<think>\n\n</think>\n\nB<|im_end|>",
     ],
     "llama3": [
-        '{"name": "f", "parameters": {"x": "X", "n": 3}}<|eot_id|>', '{"name": "f", "parameters": {"x": "Y"}}<|eot_id|>',
+        '{"name": "f", "parameters": {"x": "X", "n": 3}}<|eot_id|>',
+        '{"name": "f", "parameters": {"x": "Y"}}<|eot_id|>',
         "A<|eot_id|>", '{"name": "f", "parameters": {"n": 4}}<|eot_id|>', "B<|eot_id|>",
     ],
     "mistral": [
@@ -201,11 +214,11 @@ THOUGHTS = PLAIN.replace(
 @pytest.mark.parametrize(
     ("source", "conversation", "message"),
     [
-        (PLAIN, talk(Turn("user", "U"), Turn("assistant", "A")), "the template leaves out the row's tools; use one that"),
+        (PLAIN, talk(Turn("user", "U"), Turn("assistant", "A")), "the template leaves out the row's tools; use one"),
         (PLAIN, talk(*TALK[:6], tools=""), "the template leaves out a tool call of turn 1"),
         (
             CALLS.replace("m.tool_calls or []", "(m.tool_calls or [])[:1]"),
-            talk(Turn("user", "U"), Turn("assistant", "", tool_calls=make_calls({}, {})), result("R"), Turn("assistant", "A"), tools=""),
+            asked(calls(make_calls({}, {})), tools=""),
             "the template leaves out a tool call of turn 1",
         ),
         (
@@ -214,13 +227,13 @@ THOUGHTS = PLAIN.replace(
         ),
         (
             THOUGHTS.replace("if m.reasoning_content ", "if m.reasoning_content and loop.last "),
-            talk(Turn("user", "U"), Turn("assistant", "A", thoughts="T"), Turn("tool", "R"), Turn("assistant", "B"), tools=""),
+            asked(Turn("assistant", "A", thoughts="T"), tools=""),
             "the template leaves out the thoughts of turn 1",
         ),
-        (CALLS, talk(Turn("user", "U"), Turn("assistant", "", tool_calls="{"), tools=""), "turn 1: tool_calls is no JSON"),
-        (CALLS, talk(Turn("user", "U"), Turn("assistant", "", tool_calls="[1]"), tools=""), "turn 1: tool_calls must be a JSON list"),
+        (CALLS, asked(calls("{"), tools=""), "turn 1: tool_calls is no JSON"),
+        (CALLS, asked(calls("[1]"), tools=""), "turn 1: tool_calls must be a JSON list"),
         (
-            CALLS, talk(Turn("user", "U"), Turn("assistant", "", tool_calls='[{"function": {"name": "f", "arguments": "{}"}}]'), tools=""),
+            CALLS, asked(calls('[{"function": {"name": "f", "arguments": "{}"}}]'), tools=""),
             "turn 1: tool_calls must be a JSON list of calls",
         ),
         (CALLS, talk(*TALK, tools='{"a": 1}'), "tools must be a JSON list of objects"),
@@ -244,12 +257,13 @@ def test_thoughts_before_the_last_question_may_go_as_qwen3_has_it():
 
 
 REFUSALS = [
-    ("mistral", talk(Turn("user", "U"), Turn("assistant", "", tool_calls=make_calls({}).replace(ID, "12")), result("R"), Turn("assistant", "A")), "9 letters or digits"),
-    ("mistral", talk(Turn("user", "U"), Turn("assistant", "text", tool_calls=make_calls({})), result("R"), Turn("assistant", "A")), "Mistral has no text beside tool calls"),
-    ("llama3", talk(Turn("user", "U"), Turn("assistant", "text", tool_calls=make_calls({})), result("R"), Turn("assistant", "A")), "Llama 3 has no text beside a tool call"),
-    ("llama3", talk(Turn("user", "U"), Turn("assistant", "", tool_calls=make_calls({}, {})), result("R"), Turn("assistant", "A")), "Llama 3 makes one tool call a turn"),
-    ("llama3", talk(Turn("assistant", "A"), Turn("user", "U"), Turn("assistant", "A")), "tools open the first turn of the user"),
-]  # fmt: skip
+    ("mistral", asked(calls(make_calls({}).replace(ID, "12"))), "by an id of 9 letters or digits"),
+    ("mistral", asked(calls(make_calls({}).replace(f'"id": "{ID}", ', ""))), "by an id of 9 letters or digits"),
+    ("mistral", asked(calling({}, "text")), "Mistral has no text beside tool calls"),
+    ("llama3", asked(calling({}, "text")), "Llama 3 has no text beside a tool call"),
+    ("llama3", asked(calls(make_calls({}, {}))), "Llama 3 makes one tool call a turn"),
+    ("llama3", talk(Turn("assistant", "A"), *TALK), "tools open the first turn of the user"),
+]
 
 
 @pytest.mark.parametrize(("name", "conversation", "message"), REFUSALS)
