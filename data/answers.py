@@ -84,9 +84,12 @@ def _find_prompt_end(rendering: Rendering, index: int, render_prompt: Callable[[
     if prompt is not None and text.startswith(prompt.text) and len(prompt.text) <= first:
         return len(prompt.text)
     if prompt is not None and index and prompt.end is not None:
-        tail, last = prompt.text[prompt.end :], spans.turns[index - 1].end
-        if tail and last is not None and last + len(tail) <= first and text.startswith(tail, last):
-            return last + len(tail)
+        # One of the two may count space at the content's end as the template's, where the other does not.
+        tail, last = prompt.text[prompt.end :].lstrip(), spans.turns[index - 1].end
+        if tail and last is not None:
+            begin = last + len(text[last:first]) - len(text[last:first].lstrip())
+            if begin + len(tail) <= first and text.startswith(tail, begin):
+                return begin + len(tail)
     if span.start is None or turn.thoughts or not turn.content.strip():
         return None
     lead = rendering.shape.lead

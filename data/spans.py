@@ -71,9 +71,10 @@ Around = Callable[[str, str, str], tuple[str, str, str]]
 
 
 class _Manner(NamedTuple):
-    """A way of marking: the contents of answers, all other contents, thoughts."""
+    """A way of marking: the contents of answers, of the results of tools, all other contents, thoughts."""
 
     answers: Around
+    results: Around
     contents: Around
     thoughts: Around
 
@@ -89,7 +90,7 @@ class _Marker:
     def mark_message(self, index: int, message: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the message with marks in its texts."""
         manner, marked = self._manner, dict(message)
-        how = manner.answers if message["role"] == "assistant" else manner.contents
+        how = {"assistant": manner.answers, "tool": manner.results}.get(message["role"], manner.contents)
         marked["content"] = self._mark(index, "content", message["content"], how)
         if len(message) == 2:
             return marked
@@ -160,6 +161,11 @@ def _around(text: str, before: str, after: str) -> tuple[str, str, str]:
     return (f"{before}{text}{after}", before, after) if text else ("", "", "")
 
 
+def _around_nothing_too(text: str, before: str, after: str) -> tuple[str, str, str]:
+    """For results, which may be empty: what follows them is to be found all the same."""
+    return f"{before}{text}{after}", before, after
+
+
 def _inside(text: str, before: str, after: str) -> tuple[str, str, str]:
     """Around the text less the space at its ends, for templates that trim."""
     core = text.strip()
@@ -181,18 +187,18 @@ def _not_at_all(text: str, before: str, after: str) -> tuple[str, str, str]:
 
 
 MANNERS = (
-    _Manner(_around, _around, _around),
-    _Manner(_inside, _inside, _inside),
-    _Manner(_at_end, _inside, _inside),
-    _Manner(_at_end, _not_at_all, _inside),
+    _Manner(_around, _around_nothing_too, _around, _around),
+    _Manner(_inside, _inside, _inside, _inside),
+    _Manner(_at_end, _inside, _inside, _inside),
+    _Manner(_at_end, _not_at_all, _not_at_all, _inside),
 )
 """Ways of marking, the one that tells most first."""
 
 
 def _check_kept(messages: Messages, pieces: Sequence[_Piece], places: Mapping[str, list[int]]) -> None:
     last_question = max((index for index, each in enumerate(messages) if each["role"] == "user"), default=-1)
-    for turn, kind, _, before, after in pieces:
-        if before + after == "" or before in places or after in places or kind in ("call's", "other"):
+    for turn, kind, text, before, after in pieces:
+        if not text or before + after == "" or before in places or after in places or kind in ("call's", "other"):
             continue
         if kind == "content":
             raise DataError(

@@ -10,8 +10,8 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import jinja2
 import numpy as np
@@ -37,6 +37,7 @@ from data.source_config import LossConfig
 from data.spans import Messages, Spans, Tools, find_spans
 from data.tokenizer import Tokenizer
 
+Result = TypeVar("Result")
 QUESTION, ANSWER = Turn("user", "Hello"), Turn("assistant", "World")
 """Rendered once to learn how a template closes its answers."""
 THOUGHTS = "Hello, so World."
@@ -118,11 +119,8 @@ class JinjaTemplate:
         rendering = Rendering(text, turns, spans, self._shape, self._stops)
 
         def render_prompt(count: int) -> Prompt | None:
-            try:
-                prompt, spans = self._read_turns(turns[:count], conversation.tools, is_prompt=True)
-            except DataError:
-                return None
-            return Prompt(prompt, spans.turns[-1].end if spans.turns else None)
+            read = _try(lambda: self._read_turns(turns[:count], conversation.tools, is_prompt=True))
+            return None if read is None else Prompt(read[0], read[1].turns[-1].end if count else None)
 
         answers = [
             find_answer(rendering, index, render_prompt) if turn.role == "assistant" else None
@@ -139,18 +137,18 @@ class JinjaTemplate:
         messages, given = make_messages(turns), parse_tools(tools)
         render = functools.partial(self._render, is_prompt=is_prompt)
         text = render(messages, given)
-        spans = find_spans(render, messages, given, text, names=self._reader.names)
         thinking = next((index for index, turn in enumerate(turns) if turn.thoughts), None)
         if thinking is not None and not self._writes_thoughts:
             raise DataError(
                 f"the template leaves out the thoughts (reasoning_content) of every answer, and turn {thinking} has "
                 "some; use a template that writes them, such as qwen3, or take them out of the row"
             )
-        if given is not None and text == self._try_render(messages):
+        if given is not None and text == _try(lambda: render(messages, None)):
             raise DataError(
                 "the template leaves out the row's tools; use one that has a form for them, such as qwen2_5 or llama3, "
                 "or take them out of the row"
             )
+        spans = find_spans(render, messages, given, text, names=self._reader.names)
         return text, spans
 
     def _check_trained(self, encoded: Encoded, text: str) -> None:
@@ -165,12 +163,6 @@ class JinjaTemplate:
         return render_messages(
             self._compiled, messages, variables=variables, add_generation_prompt=is_prompt, tools=tools
         )
-
-    def _try_render(self, messages: Messages) -> str | None:
-        try:
-            return self._render(messages)
-        except DataError:
-            return None
 
     @functools.cached_property
     def _variables(self) -> dict[str, Any]:
@@ -214,7 +206,7 @@ class JinjaTemplate:
     def _writes_thoughts(self) -> bool:
         """Whether the template writes the thoughts of a last answer."""
         thinking = Turn("assistant", ANSWER.content, thoughts=THOUGHTS)
-        return THOUGHTS in (self._try_render(make_messages((QUESTION, thinking))) or "")
+        return THOUGHTS in (_try(lambda: self._render(make_messages((QUESTION, thinking)))) or "")
 
     @functools.cached_property
     def _reader(self) -> Reader:
@@ -244,7 +236,7 @@ def _lay_out(
     said: list[tuple[int, int]] = []
     for span, answer in zip(spans.turns, answers, strict=True):
         start = span.start if span.start is not None or answer is None else answer[0]
-        said.append((0, 0) if start is None or span.end is None else (start, span.end))
+        said.append((0, 0) if start is None or span.end is None or start >= span.end else (start, span.end))
         wanted.append((0, 0) if answer is None else answer)
     slices = select_ids(read, [*said, *wanted])
     roles_T = np.full(len(read.ids_T), Role.HEADER, np.int8)
@@ -261,6 +253,14 @@ def _lay_out(
             roles_T[answer] = Role.ASSISTANT
             weights_T[answer] = weights[index]
     return Encoded(read.ids_T, roles_T, weights_T, turns_T)
+
+
+def _try(render: Callable[[], Result]) -> Result | None:
+    """What it returns; None where the template refuses, which is for the caller to make sense of."""
+    try:
+        return render()
+    except DataError:
+        return None
 
 
 def _describe_mismatch(name: str, prompt: str, text: str) -> str:
