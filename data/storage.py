@@ -96,8 +96,7 @@ def list_entries(url: str) -> list[Entry]:
         with naming(url):
             return _list_remote(url)
     found = [url] if os.path.lexists(url) else glob.glob(url, recursive=True)
-    with naming(url):
-        return sorted(_stat(os.path.abspath(path)) for path in found)
+    return sorted(_stat(os.path.abspath(path)) for path in found)
 
 
 def list_folder(url: str) -> list[Entry]:
@@ -138,7 +137,8 @@ def local_copy(url: str) -> Iterator[str]:
 def _stat(path: str) -> Entry:
     if os.path.isdir(path):
         return Entry(path.rstrip("/") + "/", 0, "")
-    facts = os.stat(path)
+    with naming(path):
+        facts = os.stat(path)
     if not stat.S_ISREG(facts.st_mode):
         raise DataError(f"{path} is neither a file nor a folder; take it out of what the source's path matches")
     return Entry(path, facts.st_size, str(facts.st_mtime_ns))

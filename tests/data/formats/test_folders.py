@@ -78,7 +78,7 @@ def test_a_folder_that_lost_or_damaged_a_file_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"mine/data-00001-of-00002.arrow is cut, or its writer was not closed"):
         read_folder(tmp_path / "mine")
     part.unlink()
-    with pytest.raises(DataError, match=r"cannot read mine/data-00001-of-00002.arrow: No such file"):
+    with pytest.raises(DataError, match=r"cannot read mine/data-00001-of-00002.arrow: .*No such file"):
         read_folder(tmp_path / "mine")
     (tmp_path / "mine" / "state.json").write_text('{"_data_files": 3}')
     with pytest.raises(DataError, match=r"mine/state.json does not list the folder's files"):

@@ -124,10 +124,10 @@ def test_a_broken_element_costs_no_other(tmp_path):
 
 
 def test_100_000_brackets_in_an_array_end_soon(tmp_path):
-    started = time.monotonic()
+    started = time.process_time()
     [bad, good] = read_bytes(tmp_path, b"[" + b"[" * 100_000 + b"]" * 100_000 + b', {"a": 1}]')
     assert "cannot be read" in bad.reason
     assert good.fields == {"a": 1}
     with pytest.raises(DataError, match="it is cut"):
         read_bytes(tmp_path, b"[" * 100_000)
-    assert time.monotonic() - started < 3
+    assert time.process_time() - started < 3
