@@ -18,6 +18,8 @@ from data.storage import is_remote, naming, open_url
 
 BATCH_ROWS = 2000
 BATCH_BYTES = 4 << 20
+READ_BYTES = 1 << 20
+"""Of each column at a time: without it pyarrow holds the columns of a whole row group."""
 
 DAMAGE = Exception
 """What reading a damaged file raises: pyarrow has many classes, and those of a remote store pass through it."""
@@ -33,7 +35,9 @@ def read_parquet(file: DataFile) -> Iterator[Record]:
     """
     with _open(file) as source:
         try:
-            reader = pyarrow.parquet.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)
+            reader = pyarrow.parquet.ParquetFile(
+                source, page_checksum_verification=True, pre_buffer=False, buffer_size=READ_BYTES
+            )
             names, groups, promised = reader.schema_arrow.names, reader.num_row_groups, reader.metadata.num_rows
         except DAMAGE as error:
             raise _damaged(file, "", error) from None
@@ -50,7 +54,8 @@ def read_parquet(file: DataFile) -> Iterator[Record]:
 def read_arrow(file: DataFile, line: int = 1) -> Iterator[Record]:
     """Yields runs of rows of an Arrow IPC file (Feather) or stream, and bad rows apart; the first row is `line`.
 
-    Raises DataError, naming the record batch, for a file that is cut or damaged; a stream must have its end mark.
+    Memory holds one record batch of the file. Raises DataError, naming the record batch, for a file that is cut or
+    damaged; a stream must have its end mark.
     """
     with _open(file) as source:
         with naming(file.name):

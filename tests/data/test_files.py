@@ -1,4 +1,6 @@
+import gzip
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -150,7 +152,7 @@ def test_data_sets_are_folders_and_globs_find_files_unless_folders_are_asked_for
         ("x.jsonl", "jsonl"), ("x.ndjson.gz", "jsonl"), ("a.b/x.JSONL.ZST", "jsonl"), ("x.json", "json"),
         ("x.json.bz2", "json"), ("x.csv.xz", "csv"), ("x.tsv", "tsv"), ("x.parquet", "parquet"), ("x.arrow", "arrow"),
         ("x.feather", "arrow"), ("x.array_record", "array_record"), ("x.array_record-00001-of-00020", "array_record"),
-        ("gs://bucket/x.jsonl-00000-of-00002", "jsonl"),
+        ("gs://bucket/x.jsonl.gz-00000-of-00002", "jsonl"),
     ],
 )  # fmt: skip
 def test_the_format_is_told_by_the_name(name, format):  # noqa: A002
@@ -272,3 +274,32 @@ def test_a_missing_file_of_a_store_is_an_error_with_its_address(store):
         find_files("memory://data/x.jsonl", ".")
     with pytest.raises(DataError, match=r"it is a folder, so add a pattern: memory://data/\*\.jsonl"):
         find_files("memory://data", ".")
+
+
+def test_a_part_of_a_compressed_file_is_decompressed(tmp_path):
+    (tmp_path / "x.jsonl.gz-00000-of-00002").write_bytes(gzip.compress(ROW))
+    [file] = find_files("x.jsonl.gz-*", tmp_path)
+    assert [row.line for chunk in iter_chunks(file, "auto") for row in read_chunk(chunk)] == [1]
+
+
+def test_a_folder_of_datasets_is_read_from_a_store(store, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "formats"))
+    from sample_files import make_rows, read_fields, write_file
+
+    part = write_file(tmp_path, "stream.arrow", make_rows()).read_bytes()
+    store.pipe("/data/mine/dataset_dict.json", b'{"splits": ["train"]}')
+    store.pipe("/data/mine/train/state.json", b'{"_data_files": [{"filename": "a.arrow"}], "_split": "train"}')
+    store.pipe("/data/mine/train/a.arrow", part)
+    [file] = find_files("mine", "memory://data")
+    assert (file.name, file.url) == ("mine", "memory:///data/mine/")
+    assert read_fields(file) == make_rows()
+
+
+def test_a_tfds_folder_is_read_from_a_store_by_way_of_this_disk(store, tmp_path):
+    sample = Path(__file__).parent / "formats" / "tfds_sample.py"
+    subprocess.run([sys.executable, str(sample), str(tmp_path)], check=True, capture_output=True)
+    store.put(str(tmp_path / "tiny" / "1.0.0"), "/data/tiny", recursive=True)
+    [file] = find_files("tiny", "memory://data")
+    rows = [row for chunk in iter_chunks(file, "auto", split="test") for row in read_chunk(chunk)]
+    assert [(row.file, row.line) for row in rows] == [("tiny/test", line) for line in (1, 2, 3, 4)]
+    assert {row.fields["n"] for row in rows} == {0, 1, 2, 3}
