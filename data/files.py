@@ -1,5 +1,6 @@
 """Files of a source, wherever they are: local paths, globs, folders and URLs, through fsspec."""
 
+import itertools
 import os
 import re
 from collections import Counter
@@ -9,7 +10,7 @@ import msgspec
 
 from data.schema import DataError
 from data.source_config import Format
-from data.storage import Entry, digest, is_remote, list_entries, list_folder, make_absolute
+from data.storage import Entry, digest, is_remote, list_entries, list_folder, make_absolute, walk_names
 
 SUFFIXES: dict[str, Format] = {
     ".jsonl": "jsonl",
@@ -27,6 +28,9 @@ COMPRESSIONS = (".gz", ".zst", ".bz2", ".xz")
 """Suffixes after a text format's."""
 TEXT_FORMATS: tuple[Format, ...] = ("jsonl", "json", "csv", "tsv")
 FOLDER_FORMATS: tuple[Format, ...] = ("hf_dataset", "tfds")
+
+SEEN_NAMES = 1000
+"""How many names of a folder's files are looked at to say what could be meant."""
 
 # One part of a file written in several: `x.array_record-00000-of-00008`, as TFDS names them.
 PART = re.compile(r"-\d+-of-\d+$")
@@ -76,8 +80,8 @@ def detect_format(name: str) -> Format:
     Raises DataError if the name does not say.
     """
     base = PART.sub("", name.lower())
-    packed = base.endswith(COMPRESSIONS)
-    suffix = os.path.splitext(os.path.splitext(base)[0] if packed else base)[1]
+    packed = find_compression(name)
+    suffix = os.path.splitext(base.removesuffix(packed))[1]
     if suffix not in SUFFIXES:
         known = ", ".join(SUFFIXES)
         raise DataError(
@@ -89,13 +93,15 @@ def detect_format(name: str) -> Format:
     return SUFFIXES[suffix]
 
 
+def find_compression(name: str) -> str:
+    """Returns the suffix of COMPRESSIONS that a file's name ends in, `""` if it is none."""
+    suffix = os.path.splitext(PART.sub("", name.lower()))[1]
+    return suffix if suffix in COMPRESSIONS else ""
+
+
 def find_folder_format(url: str) -> Format | None:
     """Returns which data set a folder is: `hf_dataset`, `tfds`, or None if it is neither."""
-    names = {os.path.relpath(entry.url, url) for entry in list_folder(url)}
-    return _folder_format(names)
-
-
-def _folder_format(names: set[str]) -> Format | None:
+    names = set(itertools.takewhile(lambda name: "/" not in name, walk_names(url)))
     if "dataset_dict.json" in names or "state.json" in names:
         return "hf_dataset"
     return "tfds" if {"features.json", "dataset_info.json"} <= names else None
@@ -120,22 +126,22 @@ def _match(pattern: str, root: str, wanted: Format) -> Iterator[DataFile]:
 
 
 def _folder(entry: Entry, root: str, pattern: str, wanted: Format) -> DataFile:
-    held = list_folder(entry.url)
-    names = {inside.url: inside.url.removeprefix(entry.url) for inside in held}
-    found = _folder_format(set(names.values()))
+    found = find_folder_format(entry.url)
     if found is None or wanted not in ("auto", found):
-        raise DataError(_explain_folder(pattern.rstrip("/"), sorted(names.values()), found=found, wanted=wanted))
+        raise DataError(_explain_folder(pattern.rstrip("/"), entry.url, found=found, wanted=wanted))
+    held = list_folder(entry.url)
     return DataFile(
         url=entry.url,
         name=_name(entry.url.rstrip("/"), root),
         size=sum(max(inside.size, 0) for inside in held),
-        version=digest(held, lambda inside: names[inside.url]),
+        version=digest(held, lambda inside: inside.url.removeprefix(entry.url)),
     )
 
 
-def _explain_folder(pattern: str, names: list[str], *, found: Format | None, wanted: Format) -> str:
+def _explain_folder(pattern: str, url: str, *, found: Format | None, wanted: Format) -> str:
     if found is not None:
         return f"{pattern} is a folder of format {found}, not {wanted}; leave `format` out"
+    names = list(itertools.islice(walk_names(url), SEEN_NAMES))
     if wanted in FOLDER_FORMATS:
         writer = {"hf_dataset": "Dataset.save_to_disk of Hugging Face datasets", "tfds": "TFDS"}[wanted]
         inside = sorted({name.rsplit("/", 1)[0] for name in names if name.endswith(("/features.json", "/state.json"))})

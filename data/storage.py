@@ -96,17 +96,36 @@ def list_entries(url: str) -> list[Entry]:
         with naming(url):
             return _list_remote(url)
     found = [url] if os.path.lexists(url) else glob.glob(url, recursive=True)
-    with naming(url):
-        return sorted(_stat(os.path.abspath(path)) for path in found)
+    return sorted(_stat(os.path.abspath(path)) for path in found)
 
 
 def list_folder(url: str) -> list[Entry]:
     """Returns all files at any depth below a folder, sorted by URL. Raises DataError if it cannot be listed."""
     with naming(url):
         if not is_remote(url):
-            return sorted(_stat(os.path.join(place, name)) for place, _, names in os.walk(url) for name in names)
+            return sorted(_stat(os.path.join(url, name)) for name in _walk_local(url))
         fs, path = _connect(url)
         return sorted(_remote_entry(fs, info) for info in fs.find(path, detail=True).values())
+
+
+def walk_names(url: str) -> Iterator[str]:
+    """Yields the names of files below a folder, relative to it, those right in it first; lists no more than is asked."""
+    with naming(url):
+        if not is_remote(url):
+            yield from _walk_local(url)
+            return
+        fs, path = _connect(url)
+        for place, _, names in fs.walk(path):
+            yield from (f"{place}/{name}".removeprefix(path.rstrip("/")).lstrip("/") for name in sorted(names))
+
+
+def _walk_local(url: str) -> Iterator[str]:
+    def fail(error: OSError) -> None:
+        raise error
+
+    for place, folders, names in os.walk(url, onerror=fail):
+        folders.sort()
+        yield from (os.path.relpath(os.path.join(place, name), url) for name in sorted(names))
 
 
 def open_url(url: str) -> BinaryIO:
@@ -138,7 +157,8 @@ def local_copy(url: str) -> Iterator[str]:
 def _stat(path: str) -> Entry:
     if os.path.isdir(path):
         return Entry(path.rstrip("/") + "/", 0, "")
-    facts = os.stat(path)
+    with naming(path):
+        facts = os.stat(path)
     if not stat.S_ISREG(facts.st_mode):
         raise DataError(f"{path} is neither a file nor a folder; take it out of what the source's path matches")
     return Entry(path, facts.st_size, str(facts.st_mtime_ns))

@@ -1,7 +1,6 @@
 """Parquet and Arrow: columns cut into runs of rows, and rows out of them as plain values."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -15,13 +14,15 @@ from data.formats.rows import EXCERPT_CHARACTERS, Fault, Record
 from data.formats.text import ROW_BYTES_LIMIT, explain_size
 from data.formats.values import to_plain
 from data.schema import DataError
-from data.storage import is_remote, open_url
+from data.storage import is_remote, naming, open_url
 
 BATCH_ROWS = 2000
 BATCH_BYTES = 4 << 20
+READ_BYTES = 1 << 20
+"""Of each column at a time: without it pyarrow holds the columns of a whole row group."""
 
-DAMAGE = (pyarrow.ArrowException, OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError)
-"""What pyarrow raises for files that are damaged."""
+DAMAGE = Exception
+"""What reading a damaged file raises: pyarrow has many classes, and those of a remote store pass through it."""
 
 # Eight bytes that end a stream of record batches; what was written before 2019 has the last four alone.
 END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
@@ -34,7 +35,9 @@ def read_parquet(file: DataFile) -> Iterator[Record]:
     """
     with _open(file) as source:
         try:
-            reader = pyarrow.parquet.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)
+            reader = pyarrow.parquet.ParquetFile(
+                source, page_checksum_verification=True, pre_buffer=False, buffer_size=READ_BYTES
+            )
             names, groups, promised = reader.schema_arrow.names, reader.num_row_groups, reader.metadata.num_rows
         except DAMAGE as error:
             raise _damaged(file, "", error) from None
@@ -51,11 +54,13 @@ def read_parquet(file: DataFile) -> Iterator[Record]:
 def read_arrow(file: DataFile, line: int = 1) -> Iterator[Record]:
     """Yields runs of rows of an Arrow IPC file (Feather) or stream, and bad rows apart; the first row is `line`.
 
-    Raises DataError, naming the record batch, for a file that is cut or damaged; a stream must have its end mark.
+    Memory holds one record batch of the file. Raises DataError, naming the record batch, for a file that is cut or
+    damaged; a stream must have its end mark.
     """
     with _open(file) as source:
-        batches = _read_file(source, file) if source.read(6) == b"ARROW1" else _read_stream(source, file)
-        for batch in batches:
+        with naming(file.name):
+            is_file = source.read(6) == b"ARROW1"
+        for batch in _read_file(source, file) if is_file else _read_stream(source, file):
             yield from _cut(batch, line)
             line += batch.num_rows
 
@@ -87,11 +92,9 @@ def _parse_row(batch: pyarrow.RecordBatch) -> dict[str, Any] | Fault:
 def _open(file: DataFile) -> Any:
     """A file as pyarrow reads it."""
     if is_remote(file.url):
-        return pyarrow.PythonFile(open_url(file.url))
-    try:
+        return pyarrow.PythonFile(open_url(file.url), mode="r")
+    with naming(file.name):
         return pyarrow.OSFile(file.url)
-    except OSError as error:
-        raise DataError(f"cannot read {file.name}: {os.strerror(error.errno) if error.errno else error}") from None
 
 
 def _read_row_group(reader: pyarrow.parquet.ParquetFile, group: int, file: DataFile) -> Iterator[pyarrow.RecordBatch]:

@@ -88,6 +88,10 @@ def make_examples_parser(head: bytes) -> Parser:
     def parse(content: bytes) -> list[dict[str, Any] | Fault]:
         try:
             example: dict[str, Any] = features.deserialize_example_np(content)  # pyright: ignore[reportAssignmentType]
+        except ImportError as error:
+            raise DataError(
+                f"features of this TFDS data set cannot be read without {error.name}; flatten them"
+            ) from None
         # TFDS has no class of its own for what it raises.
         except Exception as error:
             return [Fault(f"the example does not fit its features: {error}", make_excerpt(content))]

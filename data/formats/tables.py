@@ -112,7 +112,7 @@ def _join_lines(first: bytes, lines: Iterator[tuple[bytes, int]], place: str, gr
         pieces.append(content)
         total += size + 1
         if total > ROW_BYTES_LIMIT:
-            raise DataError(f"{place}: {explain_size(total)}; has a quoted field of it no end?")
+            raise DataError(f"{place}: {explain_size(total)}; a quoted field of it may have no end")
         if not _ends_inside(grammar.rest, content):
             return b"\n".join(pieces), len(pieces) - 1
     raise DataError(

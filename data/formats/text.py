@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 import zstandard
 
-from data.files import DataFile
+from data.files import DataFile, find_compression
 from data.formats.rows import EXCERPT_CHARACTERS
 from data.schema import DataError
 from data.storage import naming, open_url
@@ -45,7 +45,7 @@ def read_blocks(file: DataFile) -> Iterator[bytes]:
     """
     with open_url(file.url) as opened:
         blocks = _read_raw(opened, file.name)
-        make = DECOMPRESSORS.get(file.name[file.name.rfind(".") :].lower())
+        make = DECOMPRESSORS.get(find_compression(file.name))
         if make is not None:
             pieces = (
                 block[at : at + COMPRESSED_BYTES] for block in blocks for at in range(0, len(block), COMPRESSED_BYTES)

@@ -12,7 +12,7 @@ from data.schema import DataError
 
 SEEDS = range(120)
 CASE_S = 2.0
-"""Longest time that one case may take; all take milliseconds."""
+"""Longest time of a processor that one case may take; all take milliseconds."""
 
 CHECKED = (
     "x.jsonl.gz",
@@ -60,14 +60,14 @@ MUTATIONS = (flip, cut, splice, drop, repeat, blank)
 
 def read_damaged(path):
     """Good rows' values, how many are bad, and whether an error ended it."""
-    started = time.monotonic()
+    started = time.process_time()
     try:
         rows = read_file(path)
     except DataError as error:
         assert path.name in str(error)
         return None, 0
     finally:
-        assert time.monotonic() - started < CASE_S
+        assert time.process_time() - started < CASE_S
     bad = [row for row in rows if isinstance(row, BadLine)]
     assert all(row.file == path.name and row.line >= 1 and row.reason for row in bad)
     return [tuple(row.fields.values()) for row in rows if not isinstance(row, BadLine)], len(bad)
