@@ -81,6 +81,10 @@ def assemble(
         dropped=dropped,
         cut=_count_cut(shards),
         bad_rows=bad_rows.by_language(),
+        cleaned={
+            predicate: sum(sum(languages.values()) for languages in counts.values())
+            for predicate, counts in cleaning.dropped.items()
+        },
         left_out={name: dict(counts) for name, counts in bad_rows.left_out.items() if counts},
     )
     token_store = ShardStore(store, shard_list.keys, shard_list.counts, shard_list.id_bytes)

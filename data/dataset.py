@@ -79,6 +79,8 @@ class DatasetFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Rows refused with a reason, by language; "" where the language itself is unreadable."""
     left_out: dict[str, dict[str, int]] = {}
     """Rows left out on purpose, by source and reason."""
+    cleaned: dict[str, int] = {}
+    """Examples left out by cleaning, by predicate; `plan/cleaning.json` has them by source and language."""
     hash: str = ""
     """sha256 of the arrays, tables and records, hence of everything a batch can hold."""
 

@@ -115,6 +115,8 @@ def load_conversations(source: SourceSetup, work: Work, bad_rows: BadRows) -> It
                 continue
             try:
                 conversation = convert_row(row, source.converter, bad_rows=bad_rows)
+            except DataError:
+                raise  # the policy's word on a bad row
             except Exception as error:
                 raise _blame(f"{row.file}:{row.line}", error) from error
             if conversation is not None:

@@ -81,10 +81,16 @@ def summarise_facts(dataset: Examples) -> dict[str, Any]:
     dropped: dict[str, int] = {}
     for item in facts.dropped:
         dropped[item.language] = dropped.get(item.language, 0) + item.count
+    cut: dict[str, int] = {}
+    for item in facts.cut:
+        cut[item.language] = cut.get(item.language, 0) + item.count
     return {
         "languages": list(facts.languages),
         "sources": list(facts.sources),
         "dropped": dropped,
+        "cut": cut,
+        "left_out": facts.left_out,
+        "cleaned": facts.cleaned,
         "bad_rows": dict(facts.bad_rows),
         "tokenizer_hash": facts.tokenizer_hash,
         "template_hash": facts.template_hash,

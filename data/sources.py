@@ -79,8 +79,8 @@ def load_embedded(source: CldrSource | ProceduralSource) -> list[Conversation]:
 def convert_row(row: Row, converter: Converter, *, bad_rows: BadRows) -> Conversation | None:
     """Returns a row's conversation; for every form but `tree`, whose rows make sense together only.
 
-    None for a row that `where` leaves out, which is counted in `bad_rows.left_out`, and for a bad one, which is added to
-    `bad_rows`.
+    None for a row that `where` leaves out, which is counted in `bad_rows.left_out`, and for a bad one, which is added
+    to `bad_rows`.
     """
     name = converter.source.name
     try:

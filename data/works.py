@@ -24,6 +24,11 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
     facts: "LoadedFacts | None" = None
     """What loading those conversations left out, with the first piece of them."""
 
+    @property
+    def rows(self) -> int:
+        """Rows, or conversations where they are here already."""
+        return len(self.conversations) + sum(chunk.rows for chunk in self.chunks)
+
 
 class LoadedFacts(msgspec.Struct, frozen=True, kw_only=True):
     """What a source that is loaded as a whole (trees, embedded data) left out while it was."""

@@ -3,19 +3,19 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import msgspec
 from rich.console import Console
 from rich.text import Text
 
 from data.bad_rows import BadRow, BadRows
 from data.config import DataConfig
 from data.counting import Meter, make_meter, measure
+from data.encoding import load_conversations, place_of
+from data.loading import load_all_texts, open_sources
 from data.printable import make_printable
 from data.schema import Conversation, DataError
-from data.source_config import FileSource
-from data.sources import load_sources
 from data.statistics import write_statistics
 from data.tokenizer import load_tokenizer, train_tokenizer
+from data.works import Work
 from launch.config import Recipe
 from launch.statistics_table import print_statistics
 
@@ -32,11 +32,11 @@ def run_data_stats(
     workers: int = 0,
     console: Console,
 ) -> int:
-    """Prints, and with `json_file` writes, the statistics of the recipe's sources; touches no run directory.
+    """Prints, and with `json_file` writes, the statistics of the recipe's sources.
 
     Rows are counted as they are loaded: before cleaning, before overlong ones are dropped, before the mixture.
-    `limit_rows` is at most so many rows of each source of files, taken evenly over them. Raises DataError for bad rows
-    as training would.
+    `limit_rows` is at most so many rows of each source, taken evenly over it. Where the recipe's run has a plan, they
+    are kept beside it for the report (not with `limit_rows`). Raises DataError for bad rows as training would.
     """
     if limit_rows is not None and limit_rows < 1:
         raise DataError(f"--limit-rows {limit_rows}; give at least 1, or leave it out to read everything")
@@ -44,23 +44,49 @@ def run_data_stats(
         raise DataError(f"--workers {workers}; give 0 to count in this process, or the number of processes")
     meters = [make_meter(path, load_tokenizer(path)) for path in tokenizers] or [_make_own(recipe)]
     bad_rows = BadRows(recipe.data.bad_rows)
-    conversations = _open_conversations(_limit(recipe.data, limit_rows), bad_rows)
+    conversations = _load(recipe.data, bad_rows, limit_rows)
     with console.status("reading") as status:
         counted = _show_progress(conversations, lambda rows: status.update(f"{rows:,} rows read"))
         statistics = measure(
             counted, meters, workers=workers, reject=lambda conversation, error: _reject(conversation, error, bad_rows)
         )
-    if json_file is not None:
-        write_statistics(statistics, Path(json_file))
+    bad_rows.check_dropped(recipe.data.max_dropped)
+    written = [Path(json_file)] if json_file is not None else []
+    plan_dir = Path(recipe.run.dir) / "plan"
+    if plan_dir.is_dir() and limit_rows is None:
+        written.append(plan_dir / "statistics.json")  # where the report finds them
+    for path in written:
+        write_statistics(statistics, path)
     print_statistics(statistics, console, file=json_file)
     _print_left_out(bad_rows, console)
-    if json_file is not None:
-        console.print(Text(f"wrote {json_file}"), soft_wrap=True)
+    for path in written:
+        console.print(Text(f"wrote {path}"), soft_wrap=True)
     return 0
 
 
-def _open_conversations(config: DataConfig, bad_rows: BadRows) -> Iterable[Conversation]:
-    return load_sources(config, bad_rows=bad_rows)
+def _load(config: DataConfig, bad_rows: BadRows, limit_rows: int | None) -> Iterator[Conversation]:
+    """The conversations of all sources, one piece of work in memory at a time; at most so many of each, evenly."""
+    for source in open_sources(config):
+        found = (
+            conversation
+            for work in source.works()
+            for conversation in load_conversations(source.setup, work, _with_loaded(work, source.setup.name, bad_rows))
+        )
+        if limit_rows is None:
+            yield from found
+            continue
+        rows = sum(work.rows for work in source.works())
+        for index, conversation in enumerate(found):
+            if rows <= limit_rows or (index + 1) * limit_rows // rows > index * limit_rows // rows:
+                yield conversation
+
+
+def _with_loaded(work: Work, source: str, bad_rows: BadRows) -> BadRows:
+    """The bad rows, with those of a source that was loaded as a whole."""
+    if work.facts is not None:
+        bad_rows.read[source] += work.facts.read
+        bad_rows.rows += work.facts.bad_rows
+    return bad_rows
 
 
 def _make_own(recipe: Recipe) -> Meter:
@@ -78,21 +104,8 @@ def _make_own(recipe: Recipe) -> Meter:
     path = config.path or (str(kept) if kept.is_dir() else None)
     if path is not None:
         return make_meter(path, load_tokenizer(path))
-    conversations = _open_conversations(recipe.data, BadRows(recipe.data.bad_rows))
-    texts = (turn.content for conversation in conversations for turn in conversation.turns)
+    texts = load_all_texts(open_sources(recipe.data))
     return make_meter(f"trained on these sources, {config.vocab_size:,} pieces", train_tokenizer(texts, config))
-
-
-def _limit(config: DataConfig, rows: int | None) -> DataConfig:
-    if rows is None:
-        return config
-    sources = tuple(
-        msgspec.structs.replace(source, limit=min(rows, source.limit or rows))
-        if isinstance(source, FileSource)
-        else source
-        for source in config.sources
-    )
-    return msgspec.structs.replace(config, sources=sources)
 
 
 def _show_progress(conversations: Iterable[Conversation], show: Callable[[int], None]) -> Iterator[Conversation]:
@@ -104,14 +117,10 @@ def _show_progress(conversations: Iterable[Conversation], show: Callable[[int], 
 
 def _reject(conversation: Conversation, error: DataError, bad_rows: BadRows) -> None:
     """Notes a row that a tokenizer cannot spell, or raises, as the recipe says of bad rows."""
-    file, _, line = conversation.id.rpartition(":")
-    placed = bool(file) and line.isdigit()
+    file, line = place_of(conversation)
     bad_rows.add(
-        BadRow(
-            source=conversation.source, file=file if placed else conversation.id, line=int(line) if placed else 0,
-            reason=str(error), language=conversation.language,
-        )
-    )  # fmt: skip
+        BadRow(source=conversation.source, file=file, line=line, reason=str(error), language=conversation.language)
+    )
 
 
 def _print_left_out(bad_rows: BadRows, console: Console) -> None:

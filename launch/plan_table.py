@@ -51,6 +51,19 @@ def share_by(cells: Sequence[dict[str, Any]], field: str) -> dict[str, Share]:
 
 def print_plan(summary: dict[str, Any], job: TrainJob, mesh: jax.sharding.Mesh, console: Console) -> None:
     """Prints sources, languages and the resolved choices of the run."""
+    print_mixture(summary, console)
+    mean_k = sum(job.most_trained_S) / len(job.most_trained_S)
+    console.print(
+        f"mesh {dict(mesh.shape)} on {mesh.devices.size} {mesh.devices.flat[0].platform} device(s); "
+        f"compute {job.spec.compute.dtype}, parameters float32; attention: dot product, masked by segment; "
+        f"loss: logits at trained positions only (on average {mean_k:.0f} of {summary['row_length']} a row); "
+        f"remat {job.spec.compute.remat}; microbatches {job.spec.microbatches}",
+        highlight=False,
+    )
+
+
+def print_mixture(summary: dict[str, Any], console: Console) -> None:
+    """Prints what will be seen: sources, languages, stages, what was left out."""
     unit = summary["unit"].replace("_", " ")
     console.print(_source_table(share_by(summary["cells"], "source"), unit))
     languages = share_by(summary["cells"], "language")
@@ -64,22 +77,15 @@ def print_plan(summary: dict[str, Any], job: TrainJob, mesh: jax.sharding.Mesh, 
     console.print(
         f"[bold]{len(shown)} languages[/], {len(scripts)} scripts, {examples:,} examples, "
         f"{tokens:,} tokens; {summary['rows']:,} rows of {summary['row_length']} planned, "
-        f"{summary['padding']:.1%} padding; dropped as overlong: {_counts(summary['dropped'])}; "
-        f"bad rows skipped: {_counts(summary['bad_rows'])}",
+        f"{summary['padding']:.1%} padding; overlong dropped: {_counts(summary['dropped'])}, "
+        f"cut: {_counts(summary['cut'])}; bad rows skipped: {_counts(summary['bad_rows'])}; "
+        f"cleaned out: {_counts(summary['cleaned'])}",
         highlight=False,
     )
     if len(summary["stages"]) > 1:
         console.print(_stage_table(summary["stages"], unit))
     for notice in list_notices(summary):
         console.print(Text(notice, "yellow"), soft_wrap=True)
-    mean_k = sum(job.most_trained_S) / len(job.most_trained_S)
-    console.print(
-        f"mesh {dict(mesh.shape)} on {mesh.devices.size} {mesh.devices.flat[0].platform} device(s); "
-        f"compute {job.spec.compute.dtype}, parameters float32; attention: dot product, masked by segment; "
-        f"loss: logits at trained positions only (on average {mean_k:.0f} of {summary['row_length']} a row); "
-        f"remat {job.spec.compute.remat}; microbatches {job.spec.microbatches}",
-        highlight=False,
-    )
 
 
 def list_notices(summary: dict[str, Any]) -> list[str]:

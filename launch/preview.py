@@ -16,8 +16,8 @@ from data.prepare import Prepared
 from data.printable import isolate, make_printable
 from launch.config import Recipe
 from launch.origin import open_origin
-from launch.preparing import prepare_recipe
 from launch.plan_table import Share, share_by
+from launch.preparing import prepare_recipe
 from launch.preview_page import write_preview
 from launch.preview_rows import PreviewRow, Segment, Span, take_apart
 from launch.runtime import use_mesh

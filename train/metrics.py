@@ -79,8 +79,8 @@ SharesAfter = Callable[[int], dict[str, dict[str, float]]]
 class MetricsWriter:
     """Appends records to `metrics.jsonl`, a line at a time, and to TensorBoard.
 
-    Loss and tokens by language are summed over `language_every` steps and written as sums; a reader divides. Beside them
-    stands the share that each language and source has had so far, in the mixture's unit.
+    Loss and tokens by language are summed over `language_every` steps and written as sums; a reader divides. Beside
+    them stands the share that each language and source has had so far, in the mixture's unit.
     """
 
     def __init__(

@@ -12,7 +12,6 @@ from data.cleaning.phrases import find_phrase, load_phrases
 from data.cleaning.reason import Predicate, Reason, Verdict
 from data.cleaning.scripts import check_script, read_scripts
 from data.cleaning_config import CleaningConfig
-from data.jsonl import find_files
 from data.schema import Conversation
 
 
@@ -38,22 +37,6 @@ class Checks(msgspec.Struct, frozen=True, kw_only=True):
     def find_reason(self, conversation: Conversation) -> Reason | None:
         """Returns why the conversation is left out; None if it is kept."""
         return self.judge(conversation).reason
-
-
-def list_inputs(config: CleaningConfig, *, root: str) -> list[Path]:
-    """Returns the files besides the sources that decide what is left out: phrases, a model, evaluation sets, sorted.
-
-    What prepared data is addressed by must cover their contents. Raises DataError if an evaluation set has no file.
-    """
-    paths: list[Path] = []
-    if config.phrases is not None and config.phrases.file is not None:
-        paths.append(Path(root) / config.phrases.file)
-    if config.language_mismatch is not None and config.language_mismatch.model is not None:
-        paths.append(Path(root) / config.language_mismatch.model)
-    if config.decontamination is not None:
-        for evaluation_set in config.decontamination.sets:
-            paths += find_files(evaluation_set.path, Path(root))
-    return sorted(set(paths))
 
 
 def make_checks(config: CleaningConfig, *, root: str) -> Checks:

@@ -2,8 +2,8 @@
 
     python -m tests.bench.memory [--rows 10000 100000]
 
-Each number is the VmHWM of a fresh process that does just that, in one process. Flat means: ten times the rows, about the
-same peak. What grows is the table of examples, some sixty bytes a row.
+Each number is the VmHWM of a fresh process that does just that, in one process. Flat means: ten times the rows, about
+the same peak. What grows is the table of examples, some sixty bytes a row.
 """
 
 import argparse

@@ -101,8 +101,8 @@ def _print(found: dict[str, list[Prepared]], *, size: int, processes: int) -> No
         sys.exit(f"not the same work: polytune trains {ours.trained} tokens, TRL {theirs.trained}")
     console = Console()
     console.print(
-        f"{ours.examples:,} rows, {size / 1e6:.1f} MB, {ours.tokens:,} tokens, {ours.trained:,} of them trained; rows of "
-        f"{ROW_LENGTH}; {processes} processes a side; {len(found['TRL'])} turns; trl {theirs.version}"
+        f"{ours.examples:,} rows, {size / 1e6:.1f} MB, {ours.tokens:,} tokens, {ours.trained:,} of them trained; rows "
+        f"of {ROW_LENGTH}; {processes} processes a side; {len(found['TRL'])} turns; trl {theirs.version}"
     )
     table = Table("side", "s (median)", "tokens/s", "ratio of times", "rows made", "full")
     for side, results in found.items():

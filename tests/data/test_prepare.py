@@ -11,9 +11,9 @@ import pytest
 from data import prepare as preparing
 from data.chat import SHIPPED, load_chat, save_chat
 from data.config import DataConfig, PackingConfig, TokenizerConfig
+from data.fingerprint import fingerprint_inputs
 from data.mixture_config import MixtureConfig
 from data.pipeline import make_batches
-from data.fingerprint import fingerprint_inputs
 from data.prepare import prepare
 from data.schema import DataError
 from data.source_config import FileSource, LanguageRule, MessageTemplate

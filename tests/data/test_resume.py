@@ -24,7 +24,8 @@ from data.pipeline import make_batches
 def main():
     start, workers, hosts = map(int, sys.argv[2:])
     for host in range(hosts):
-        batches = make_batches(Path(sys.argv[1]), start_row=start, batch_rows=8, host_index=host, host_count=hosts, workers=workers)
+        place = dict(host_index=host, host_count=hosts, workers=workers)
+        batches = make_batches(Path(sys.argv[1]), start_row=start, batch_rows=8, **place)
         for index, batch in enumerate(batches):
             print(index, host, hashlib.sha256(b"".join(array.tobytes() for array in batch)).hexdigest())
 

@@ -174,7 +174,10 @@ def test_the_first_bad_row_in_the_order_of_the_files_stops_the_run_whoever_found
 
 @pytest.mark.parametrize(
     "asked, size, cores, wanted",
-    [(None, 0, 8, 0), (None, 5 << 20, 8, 0), (None, 9 << 20, 8, 2), (None, 1 << 40, 8, 8), (0, 1 << 40, 8, 0), (3, 1, 8, 3)],
+    [
+        (None, 0, 8, 0), (None, 5 << 20, 8, 0), (None, 9 << 20, 8, 2), (None, 1 << 40, 8, 8), (0, 1 << 40, 8, 0),
+        (3, 1, 8, 3),
+    ],
 )  # fmt: skip
 def test_processes_are_started_where_they_pay(monkeypatch, asked, size, cores, wanted):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)

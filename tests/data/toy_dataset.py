@@ -29,8 +29,8 @@ def store_dataset(dataset: Dataset, directory: Path, store: Path) -> None:
     """Writes a dataset of `make_dataset` to disk, its records into a shard of a store."""
     records = dataset.store.records
     facts = ShardFacts(
-        key="toy", source="a", examples=len(records), tokens=0, id_bytes=4, largest_id=0, digest=digest_records(records),
-        languages=(), tasks=(), files=(), read=0,
+        key="toy", source="a", examples=len(records), tokens=0, id_bytes=4, largest_id=0,
+        digest=digest_records(records), languages=(), tasks=(), files=(), read=0,
         cleaning=CleaningReport(max_listed=0),
     )  # fmt: skip
     columns = {name: np.zeros(len(records), kind) for name, kind in COLUMNS.items()}

@@ -13,7 +13,7 @@ from conversations import chat
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data.cleaning.checks import list_inputs, make_checks
+from data.cleaning.checks import make_checks
 from data.cleaning.duplicates import signature
 from data.cleaning.reason import Reason, Verdict
 from data.cleaning.report import CleaningReport, describe, merge_reports
@@ -116,13 +116,6 @@ def test_a_missing_package_or_file_is_refused_before_any_row_is_read(root, monke
         make_checks(CleaningConfig(language_mismatch=LanguageCheck(model="glot.bin")), root=root)
     with pytest.raises(DataError, match="is not a language tag"):
         make_checks(CleaningConfig(script_mismatch=ScriptCheck(scripts={"xx": ("Latn",)})), root=root)
-
-
-def test_the_files_that_decide_are_listed(root):
-    assert list_inputs(CleaningConfig(), root=root) == []
-    assert list_inputs(ALL, root=root) == [Path(root) / "eval.jsonl"]
-    own = CleaningConfig(phrases=PhraseCheck(file="own.yaml"), language_mismatch=LanguageCheck(model="m.bin"))
-    assert list_inputs(own, root=root) == [Path(root) / "m.bin", Path(root) / "own.yaml"]
 
 
 @given(st.text(), st.text(), st.sampled_from(["en", "zh-Hant", "th", "orv", "ar-Latn", "sr", "nqo", "pt-BR"]))

@@ -12,7 +12,7 @@ from data.bad_rows import BadRows
 from data.schema import DataError
 from data.schemas.converter import SAMPLE_ROWS, make_converter
 from data.source_config import FileSource
-from data.sources import convert_rows, load_source
+from data.sources import convert_row, load_source
 
 QA = [{"role": "user", "content": "{{ q }}"}, {"role": "assistant", "content": "{{ a }}"}]
 
@@ -39,16 +39,14 @@ def test_where_sees_the_row_of_any_form():
 
 def test_rows_are_converted_one_by_one_and_counted():
     converter = converter_of(GOOD["text"], where="text != 'x'")
-    bad_rows, pulled = BadRows("skip"), []
+    bad_rowsXX
 
     def rows():
         for line, text in enumerate(("a", "x", "", "b"), start=1):
-            pulled.append(line)
             yield row({"text": text}, line=line)
 
-    stream = convert_rows(rows(), converter, bad_rows=bad_rows)
-    assert next(stream).id == "rows.jsonl:1" and pulled == [1]
-    assert [conversation.id for conversation in stream] == ["rows.jsonl:4"]
+    found = [convert_row(each, converter, bad_rows=bad_rows) for each in rows()]
+    assert [conversation and conversation.id for conversation in found] == ["rows.jsonl:1", None, None, "rows.jsonl:4"]
     assert [(bad.line, bad.language) for bad in bad_rows.rows] == [(3, "sw")]
     assert bad_rows.left_out["x"] == {"where": 1}
 
