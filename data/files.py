@@ -67,6 +67,8 @@ def find_files(
     start = make_absolute("", os.fspath(root))
     found = {file.url: file for pattern in patterns for file in _match(pattern, start, format)}
     for file in found.values():
+        if not file.name.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in file.name):
+            raise DataError(f"{file.name!r}: the file's name is not UTF-8; rename it")
         if file.size == 0:
             raise DataError(f"{file.name} is empty; give it rows or take it out of data.sources")
         if format == "auto" and not file.url.endswith("/"):
@@ -79,9 +81,8 @@ def detect_format(name: str) -> Format:
 
     Raises DataError if the name does not say.
     """
-    base = PART.sub("", name.lower())
     packed = find_compression(name)
-    suffix = os.path.splitext(base.removesuffix(packed))[1]
+    suffix = os.path.splitext(_strip_ending(name).removesuffix(packed))[1]
     if suffix not in SUFFIXES:
         known = ", ".join(SUFFIXES)
         raise DataError(
@@ -95,8 +96,14 @@ def detect_format(name: str) -> Format:
 
 def find_compression(name: str) -> str:
     """Returns the suffix of COMPRESSIONS that a file's name ends in, `""` if it is none."""
-    suffix = os.path.splitext(PART.sub("", name.lower()))[1]
+    suffix = os.path.splitext(_strip_ending(name))[1]
     return suffix if suffix in COMPRESSIONS else ""
+
+
+def _strip_ending(name: str) -> str:
+    """A name in small letters without what may follow its suffixes: a part's number, a web address's query."""
+    path = re.split("[?#]", name)[0] if name.startswith(("http://", "https://")) else name
+    return PART.sub("", path.lower())
 
 
 def find_folder_format(url: str) -> Format | None:

@@ -109,7 +109,7 @@ def list_folder(url: str) -> list[Entry]:
 
 
 def walk_names(url: str) -> Iterator[str]:
-    """Yields the names of files below a folder, relative to it, those right in it first; lists as far as asked."""
+    """Yields the names of files below a folder, those right in it first; lists no more than is asked for."""
     with naming(url):
         if not is_remote(url):
             yield from _walk_local(url)

@@ -54,7 +54,7 @@ def read_tfds(file: DataFile, split: str | None) -> tuple[DataFile, bytes, Itera
     """Returns the split of a prepared TFDS folder, its features for `make_examples_parser`, and its examples, lazily.
 
     `split` is anything TFDS takes: `train`, `train[:1000]`, `train+test`. Raises DataError as `read_hf_dataset` does,
-    if the files are no ArrayRecord, and later if one is damaged.
+    if the files are no ArrayRecord, and later if one is damaged or has not as many examples as the data set says.
     """
     info = _read_json(file, "dataset_info.json")
     if info.get("fileFormat") != "array_record":
@@ -120,7 +120,10 @@ def _read_examples(file: DataFile, split: str, splits: list[str]) -> Iterator[Re
         line = 1
         for part in instructions:
             name = f"{file.name}/{str(part.filename).rsplit('/', 1)[-1]}"
-            yield from read_records(str(part.filename), name, skip=part.skip, take=part.take, line=line)
+            promised = part.examples_in_shard
+            yield from read_records(
+                str(part.filename), name, skip=part.skip, take=part.take, line=line, promised=promised
+            )
             line += part.take
 
 

@@ -22,10 +22,18 @@ def read_array_record(file: DataFile) -> Iterator[Record]:
         yield from read_records(path, file.name)
 
 
-def read_records(path: str, name: str, *, skip: int = 0, take: int | None = None, line: int = 1) -> Iterator[Record]:
-    """Yields records of a local file from `skip` on, `take` of them or all; the first is `line`."""
+def read_records(
+    path: str, name: str, *, skip: int = 0, take: int | None = None, line: int = 1, promised: int | None = None
+) -> Iterator[Record]:
+    """Yields records of a local file from `skip` on, `take` of them or all; the first is `line`.
+
+    Raises DataError if it is cut or damaged, or has not as many records as `promised`.
+    """
     with _open(path, name) as reader:
-        stop = reader.num_records() if take is None else skip + take
+        total = reader.num_records()
+        if promised not in (None, total):
+            raise DataError(f"{name} has {total} records, but the data set says {promised}; prepare or copy it again")
+        stop = total if take is None else skip + take
         for index in range(skip, stop):
             try:
                 if index == skip:

@@ -152,7 +152,7 @@ def test_data_sets_are_folders_and_globs_find_files_unless_folders_are_asked_for
         ("x.jsonl", "jsonl"), ("x.ndjson.gz", "jsonl"), ("a.b/x.JSONL.ZST", "jsonl"), ("x.json", "json"),
         ("x.json.bz2", "json"), ("x.csv.xz", "csv"), ("x.tsv", "tsv"), ("x.parquet", "parquet"), ("x.arrow", "arrow"),
         ("x.feather", "arrow"), ("x.array_record", "array_record"), ("x.array_record-00001-of-00020", "array_record"),
-        ("gs://bucket/x.jsonl.gz-00000-of-00002", "jsonl"),
+        ("gs://bucket/x.jsonl.gz-00000-of-00002", "jsonl"), ("https://host/x.csv.gz?download=true", "csv"),
     ],
 )  # fmt: skip
 def test_the_format_is_told_by_the_name(name, format):  # noqa: A002
@@ -188,6 +188,12 @@ def test_links_to_nowhere_and_pipes_are_errors_and_no_hang(tree):
     os.mkfifo(tree / "pipe.jsonl")
     with pytest.raises(DataError, match=r"pipe.jsonl is neither a file nor a folder"):
         find_files("pipe.jsonl", tree)
+
+
+def test_a_name_that_is_not_utf_8_is_refused_before_it_is_written_anywhere(tmp_path):
+    (tmp_path / os.fsdecode(b"x\xff.jsonl")).write_bytes(ROW)
+    with pytest.raises(DataError, match=r"'x\\udcff.jsonl': the file's name is not UTF-8; rename it"):
+        find_files("*.jsonl", tmp_path)
 
 
 # Remote stores

@@ -132,6 +132,15 @@ def test_a_damaged_or_cut_tfds_file_is_named(tfds_root, tmp_path):
         read_folder(copy, "train")
 
 
+@pytest.mark.parametrize("count", ["29", "31"])
+def test_a_tfds_file_with_another_number_of_examples_than_it_should_have_is_an_error(tfds_root, tmp_path, count):
+    shutil.copytree(tfds_root / "tiny" / "1.0.0", tmp_path / "tiny")
+    info = tmp_path / "tiny" / "dataset_info.json"
+    info.write_text(info.read_text().replace('"30"', f'"{count}"'))
+    with pytest.raises(DataError, match=rf"tiny-train.* has 30 records, but the data set says {count}"):
+        read_folder(tmp_path / "tiny", "train")
+
+
 def test_a_tfds_data_set_of_another_file_format_is_refused_with_the_remedy(tmp_path):
     (tmp_path / "features.json").write_text("{}")
     (tmp_path / "dataset_info.json").write_text('{"splits": [{"name": "train"}]}')

@@ -5,6 +5,7 @@ from sample_files import WRITERS, make_rows, read_fields, read_file, write_file
 
 from data.files import find_files
 from data.formats.reading import CHUNK_BYTES, CHUNK_ROWS, iter_chunks, read_chunk
+from data.schema import DataError
 
 NAMES = [*WRITERS, "x.array_record"]
 
@@ -46,3 +47,22 @@ def test_rows_are_addressed_by_file_and_line(tmp_path):
     assert [row.line for row in read_file(tmp_path / "x.json")] == [2, 5, 5]
     rows = read_file(write_file(tmp_path, "x.parquet", make_rows(30)))
     assert [row.line for row in rows] == list(range(1, 31))
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.parquet", "x.array_record"])
+def test_one_file_is_shared_by_eight_hosts_row_for_row(tmp_path, name):
+    """Where files are what is shared out, fewer files than hosts fail, hang, or leave hosts without rows."""
+    [file] = find_files(write_file(tmp_path, name, make_rows(20_000)).name, tmp_path)
+    hosts = [list(iter_chunks(file, "auto"))[host::8] for host in range(8)]
+    assert all(hosts)
+    lines = [row.line for chunks in hosts for chunk in chunks for row in read_chunk(chunk)]
+    assert sorted(lines) == list(range(1, 20_001))
+
+
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.jsonl.zst", "x.parquet", "stream.arrow", "x.array_record"])
+def test_a_corrupt_record_late_in_a_file_never_ends_it_as_if_it_were_done(tmp_path, name):
+    path = write_file(tmp_path, name, make_rows(20_000))
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=name):
+        read_file(path)
