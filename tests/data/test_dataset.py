@@ -1,158 +1,266 @@
-"""Encoding keeps every example whole, counts what it leaves out, and comes back from disk as it was."""
+"""A dataset is the table of a run's examples: what it keeps, what it leaves out and counts, and how it is stored."""
 
+import json
 import pickle
 
 import msgspec
 import numpy as np
 import pytest
+from toy_dataset import make_dataset, store_dataset
 
 from data.chat import load_chat
-from data.config import TokenizerConfig
-from data.control_template import template_hash
-from data.dataset import ARRAYS, encode_dataset, hash_dataset, read_dataset, write_dataset
+from data.cleaning_config import CleaningConfig, ExactDuplicates, LengthLimits
+from data.config import DataConfig, PackingConfig, TokenizerConfig
+from data.dataset import ARRAYS, HASHED, find_missing_shards, hash_dataset, point_at_store, read_dataset
+from data.prepare import prepare
 from data.schema import Conversation, DataError, Turn
-from data.tokenizer import train_tokenizer
+from data.source_config import FileSource, LossConfig
+from data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+
+ROWS = {
+    "b": [("two?", "2", "sw")],
+    "s": [("and two and two?", "four", "en"), ("ሁለት?", "፪", "am")],
+}
 
 
-def conversation(question, answer, *, language="en", source="s", task="t", number=1):
-    turns = (Turn("user", question), Turn("assistant", answer))
-    return Conversation(turns=turns, language=language, source=source, task=task, id=f"a.jsonl:{number}")
+def write(folder, rows):
+    for source, items in rows.items():
+        lines = [
+            json.dumps(
+                {
+                    "messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}],
+                    "language": language,
+                }
+            )
+            for question, answer, language in items
+        ]
+        (folder / f"{source}.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def chat():
-    tokenizer = train_tokenizer(["what is two and two? four", "mbili na mbili ni nne"], TokenizerConfig(vocab_size=300))
-    return load_chat(tokenizer)
+def tokenizer_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save_tokenizer(train_tokenizer(["what is two and two? four"], TokenizerConfig(vocab_size=300)), folder)
+    return folder
 
 
-FEW = [
-    conversation("two?", "2", language="sw", source="b", task="count"),
-    conversation("and two and two?", "four", number=2),
-    conversation("ሁለት?", "፪", language="am", number=3),
-]
+@pytest.fixture
+def make(tmp_path, tokenizer_dir):
+    """Prepares rows and gives what came of it."""
+
+    def run(rows=ROWS, *, row_length=64, overlong="error", losses=None, limit=None, name="run", **fields):
+        write(tmp_path, rows)
+        sources = tuple(
+            FileSource(
+                name=source, path=f"{source}.jsonl", task=f"task {source}", limit=limit,
+                loss=(losses or {}).get(source, LossConfig()),
+            )
+            for source in rows
+        )  # fmt: skip
+        config = DataConfig(
+            sources=sources, root=str(tmp_path), packing=PackingConfig(row_length=row_length, overlong=overlong),
+            **{"max_dropped": 1.0, **fields},
+        )  # fmt: skip
+        tokenizer = TokenizerConfig(path=str(tokenizer_dir))
+        return prepare(
+            config, tokenizer, steps=None, epochs=1, batch_rows=1, seed=0, run_dir=tmp_path / name,
+            store=tmp_path / "store",
+        )  # fmt: skip
+
+    return run
 
 
-def test_examples_come_back_token_for_token(chat):
-    dataset = encode_dataset(FEW, chat, row_length=64)
+@pytest.fixture(scope="module")
+def chat(tokenizer_dir):
+    return load_chat(load_tokenizer(tokenizer_dir))
+
+
+def encode(chat, question, answer, loss=None):
+    turns = (Turn("user", question), Turn("assistant", answer))
+    return chat.encode_conversation(Conversation(turns=turns, language="en", source="s"), loss or LossConfig())
+
+
+def positions_of(chat, rows):
+    return [len(encode(chat, question, answer).ids) - 1 for items in rows.values() for question, answer, _ in items]
+
+
+def test_examples_come_back_token_for_token(make, chat):
+    dataset = make().dataset
     assert len(dataset) == 3
-    for index, each in enumerate(FEW):
-        span = slice(dataset.offsets[index], dataset.offsets[index + 1])
-        expected = chat.encode_conversation(each)
-        assert dataset.tokens[span].tolist() == expected.ids.tolist()
-        assert dataset.roles[span].tolist() == expected.roles.tolist()
-        assert dataset.weights[span].tolist() == expected.weights.tolist()
+    for index, (question, answer, _) in enumerate([row for rows in ROWS.values() for row in rows]):
+        tokens, expected = dataset.read([index]), encode(chat, question, answer)
+        assert tokens.ids.tolist() == expected.ids.tolist()
+        assert tokens.roles.tolist() == expected.roles.tolist()
+        assert tokens.weight_codes.tolist() == expected.weights.tolist()
         assert dataset.lengths[index] == len(expected.ids) - 1
         assert dataset.target_tokens[index] == expected.weights[1:].sum()
 
 
-def test_tables_are_sorted_and_leave_zero_to_padding(chat):
-    dataset = encode_dataset(FEW, chat, row_length=64)
-    assert dataset.facts.languages == ("", "am", "en", "sw")
-    assert dataset.facts.sources == ("", "b", "s")
-    assert dataset.facts.tasks == ("", "count", "t")
-    assert dataset.language.tolist() == [3, 2, 1]
-    assert dataset.source.tolist() == [1, 2, 2]
-    assert dataset.task.tolist() == [1, 2, 2]
+def test_tables_are_sorted_and_leave_zero_to_padding(make, chat):
+    dataset = make().dataset
+    facts = dataset.facts
+    assert facts.languages == ("", "am", "en", "sw")
+    assert facts.sources == ("", "b", "s")
+    assert facts.tasks == ("", "task b", "task s")
+    assert (dataset.language.tolist(), dataset.source.tolist(), dataset.task.tolist()) == (
+        [3, 2, 1],
+        [1, 2, 2],
+        [1, 2, 2],
+    )
     assert dataset.content_bytes.tolist() == [5, 20, 13]
-    assert (dataset.facts.pad_id, dataset.facts.template_hash) == (chat.tokenizer.pad_id, template_hash())
-    assert dataset.facts.tokenizer_hash == chat.tokenizer.hash
+    assert dataset.characters.tolist() == [5, 20, 5]
+    assert [dataset.name_example(index) for index in range(3)] == ["b.jsonl:1", "s.jsonl:1", "s.jsonl:2"]
+    assert (facts.pad_id, facts.template_hash) == (chat.tokenizer.pad_id, chat.hash)
+    assert facts.largest_id == max(int(dataset.read([index]).ids.max()) for index in range(3))
 
 
-def test_dtypes_are_tight(chat):
-    dataset = encode_dataset(FEW, chat, row_length=64)
-    kinds = [getattr(dataset, name).dtype.name for name in ARRAYS]
-    assert kinds == ["uint16", "int8", "float32", "int64", "int16", "int16", "int16", "int32"]
+def test_the_weight_of_prompts_is_kept_by_source(make):
+    dataset = make(losses={"s": LossConfig(prompt_weight=0.25)}).dataset
+    assert dataset.facts.prompt_weights == (0.0, 0.0, 0.25)
+    assert set(dataset.read([0]).weight_codes.tolist()) == {0, 1}
+    assert set(dataset.read([1]).weight_codes.tolist()) == {0, 1, 2}
 
 
-def test_an_example_of_exactly_a_row_is_kept_and_one_longer_dropped_and_counted(chat):
-    lengths = [len(chat.encode_conversation(each).ids) - 1 for each in FEW]
+def test_an_example_of_exactly_a_row_is_kept_and_one_longer_dropped_and_counted(make, chat):
+    lengths = positions_of(chat, ROWS)
     longest = max(lengths)
-    assert len(encode_dataset(FEW, chat, row_length=longest)) == 3
-    dataset = encode_dataset(FEW, chat, row_length=longest - 1)
-    assert len(dataset) == 3 - lengths.count(longest)
+    assert len(make(row_length=longest, overlong="drop").dataset) == 3
+    dataset = make(row_length=longest - 1, overlong="drop", name="shorter").dataset
+    assert len(dataset) == 2
     (dropped,) = dataset.facts.dropped
-    assert (dropped.count, dropped.shortest) == (1, longest)
-    lost = FEW[lengths.index(longest)]
-    assert (dropped.source, dropped.language) == (lost.source, lost.language)
+    assert (dropped.source, dropped.language, dropped.count, dropped.shortest) == ("s", "en", 1, longest)
     # Nothing that was kept was shortened to fit.
     assert sorted(dataset.lengths) == sorted(length for length in lengths if length < longest)
 
 
-def test_overlong_can_be_an_error_that_names_the_example(chat):
-    with pytest.raises(DataError, match=r"a.jsonl:2 of source 's' \(en\) fills \d+ positions .* is 5; set it to"):
-        encode_dataset(FEW[1:2], chat, row_length=5, overlong="error")
+def test_overlong_can_be_an_error_that_names_the_example(make):
+    with pytest.raises(DataError, match=r"s\.jsonl:1 of source 's' \(en\) fills \d+ positions .* is 12; set it to"):
+        make(row_length=12)
 
 
-def test_nothing_left_is_an_error_that_says_what_length_would_do(chat):
-    with pytest.raises(DataError, match=r"all 3 are longer .*=2 positions; the shortest fills \d+, so set it"):
-        encode_dataset(FEW, chat, row_length=2)
-    with pytest.raises(DataError, match="the sources gave none"):
-        encode_dataset([], chat, row_length=2)
+def test_another_row_length_tokenises_nothing_again(make, tmp_path):
+    make(row_length=64)
+    before = sorted((tmp_path / "store").rglob("*"))
+    make(row_length=48, name="other")
+    assert sorted((tmp_path / "store").rglob("*")) == before
 
 
-def test_what_cannot_be_encoded_stops_the_run_unless_noted(chat):
-    """A peer logs bad records and ends as a success; here the first one raises, or each one is told of."""
-    bad = conversation("two?", "", number=7)
-    with pytest.raises(DataError, match=r"a\.jsonl:7"):
-        encode_dataset([*FEW, bad], chat, row_length=64)
-    noted = []
-    dataset = encode_dataset(
-        [bad, *FEW], chat, row_length=64, reject=lambda each, error: noted.append((each.id, str(error)))
+LONG = {"s": [("one? " * 3, "1 " * 3, "en"), ("x? " * 40, "y " * 40, "sw"), ("two?", "2", "sw")]}
+
+
+@pytest.mark.parametrize("overlong", ["drop", "truncate", "split"])
+def test_a_turn_that_fits_no_row_is_dropped_whatever_the_policy_and_counted_by_language(make, overlong):
+    """trl#6668: an answer that was cut away must not stay as a row with nothing trained."""
+    prepared = make(LONG, row_length=40, overlong=overlong)
+    assert len(prepared.dataset) == 2
+    assert [(item.language, item.count) for item in prepared.dataset.facts.dropped] == [("sw", 1)]
+    assert prepared.plan.summary["dropped"] == {"sw": 1}
+    assert prepared.dataset.target_tokens.min() > 0
+
+
+def test_conversations_are_cut_between_turns_and_counted(make, tmp_path):
+    turns = [{"role": role, "content": f"{role[0]} {n}"} for n in range(8) for role in ("user", "assistant")]
+    row = json.dumps({"messages": turns, "language": "en"})
+    for overlong in ("truncate", "split"):
+        folder = tmp_path / overlong
+        folder.mkdir()
+        (folder / "s.jsonl").write_text(f"{row}\n", encoding="utf-8")
+        config = {"root": str(folder)}
+        dataset = make({"s": []}, row_length=40, overlong=overlong, name=f"{overlong}_run", **config).dataset
+        assert [(cut.language, cut.count) for cut in dataset.facts.cut] == [("en", 1)]
+        assert dataset.lengths.max() <= 40
+        assert (len(dataset) == 1) == (overlong == "truncate")
+
+
+def test_every_row_too_long_is_an_error_that_says_what_length_would_do(make):
+    with pytest.raises(DataError, match=r"all 3 are longer .*=8 positions; the shortest fills \d+, so set it"):
+        make(row_length=8, overlong="drop")
+
+
+def test_limit_takes_examples_evenly_from_all_over(make):
+    rows = {"s": [(f"{n}?", f"{n}", "en") for n in range(10)]}
+    dataset = make(rows, limit=4).dataset
+    assert dataset.line.tolist() == [1, 3, 6, 8]
+    assert dataset.facts.left_out == {"s": {"limit": 6}}
+
+
+def test_duplicates_and_rows_that_cleaning_refuses_are_left_out_with_reasons(make, tmp_path):
+    rows = {"b": [("a?", "1", "en"), ("b?", "2 and a long answer", "en")], "s": [("a?", "1", "en"), ("c?", "3", "sw")]}
+    cleaning = CleaningConfig(
+        length=LengthLimits(max_answer=10), exact_duplicates=ExactDuplicates(scope="all"), max_listed=10
     )
-    assert len(dataset) == 3
-    assert [name for name, _ in noted] == ["a.jsonl:7"]
+    prepared = make(rows, cleaning=cleaning)
+    assert [prepared.dataset.name_example(index) for index in range(2)] == ["b.jsonl:1", "s.jsonl:2"]
+    assert prepared.plan.summary["cleaned"] == {"length": 1, "exact_duplicates": 1}
+    report = json.loads((tmp_path / "run" / "plan" / "cleaning.json").read_text())
+    assert report["dropped"] == {"length": {"b": {"en": 1}}, "exact_duplicates": {"s": {"en": 1}}}
+    assert [(row["id"], row["detail"]) for row in report["listed"] if row["predicate"] == "exact_duplicates"] == [
+        ("s.jsonl:1", "as b.jsonl:1")
+    ]
 
 
-def test_an_example_without_language_is_refused(chat):
-    """Id 0 is padding: such tokens would vanish from every table by language."""
-    with pytest.raises(DataError, match="lacks a language or a source"):
-        encode_dataset([conversation("a", "b", language="")], chat, row_length=64)
+SMALL = make_dataset([([1, 5, 6], [1, 3, 4], [0, 0, 1], 1, 1), ([1, 9], [1, 4], [0, 1], 2, 3)])
 
 
-def test_written_arrays_are_mapped_back_unchanged(chat, tmp_path):
-    dataset = encode_dataset(FEW, chat, row_length=64)
-    write_dataset(dataset, tmp_path)
-    again = read_dataset(tmp_path)
-    assert again.facts == dataset.facts
-    for name in ARRAYS:
+def test_written_arrays_are_mapped_back_unchanged(tmp_path):
+    store_dataset(SMALL, tmp_path / "dataset", tmp_path / "store")
+    again = read_dataset(tmp_path / "dataset")
+    for name, kind in ARRAYS.items():
         assert isinstance(getattr(again, name), np.memmap)
-        assert getattr(again, name).dtype == getattr(dataset, name).dtype
-        np.testing.assert_array_equal(getattr(again, name), getattr(dataset, name))
-    assert hash_dataset(again) == dataset.facts.hash
+        assert getattr(again, name).dtype == kind
+        np.testing.assert_array_equal(getattr(again, name), getattr(SMALL, name))
+    assert again.read([1, 0]).ids.tolist() == [1, 9, 1, 5, 6]
 
 
-def test_a_mapped_dataset_crosses_to_a_process_as_a_path(chat, tmp_path):
-    write_dataset(encode_dataset(FEW * 500, chat, row_length=64), tmp_path)
-    pickled = pickle.dumps(read_dataset(tmp_path))
+def test_a_mapped_dataset_crosses_to_a_process_as_a_path(tmp_path):
+    many = make_dataset([([1, n + 2], [1, 4], [0, 1], 1, 1) for n in range(1500)])
+    store_dataset(many, tmp_path / "dataset", tmp_path / "store")
+    pickled = pickle.dumps(read_dataset(tmp_path / "dataset"))
     assert len(pickled) < 1000
-    assert len(pickle.loads(pickled)) == 1500
+    assert pickle.loads(pickled).read([7]).ids.tolist() == [1, 9]
 
 
-def test_a_dataset_in_memory_can_cross_too(chat):
-    dataset = encode_dataset(FEW, chat, row_length=64)
-    np.testing.assert_array_equal(pickle.loads(pickle.dumps(dataset)).tokens, dataset.tokens)
+def test_missing_shards_are_named_and_a_store_can_move(tmp_path):
+    store_dataset(SMALL, tmp_path / "dataset", tmp_path / "store")
+    assert find_missing_shards(read_dataset(tmp_path / "dataset")) == []
+    (tmp_path / "store").rename(tmp_path / "moved")
+    assert find_missing_shards(read_dataset(tmp_path / "dataset")) == ["toy"]
+    point_at_store(tmp_path / "dataset", tmp_path / "moved")
+    assert read_dataset(tmp_path / "dataset").read([0]).ids.tolist() == [1, 5, 6]
 
 
-@pytest.mark.parametrize("name", [*(f"{name}.npy" for name in ARRAYS), "dataset.json"])
-@pytest.mark.parametrize("keep", [None, 0, 60])
-def test_a_half_written_dataset_is_never_taken_as_complete(chat, tmp_path, name, keep):
-    write_dataset(encode_dataset(FEW, chat, row_length=64), tmp_path)
+@pytest.mark.parametrize("name", [*(f"{name}.npy" for name in ARRAYS), "dataset.json", "store.json"])
+@pytest.mark.parametrize("keep", [None, 0, 20])
+def test_a_half_written_dataset_is_never_taken_as_complete(tmp_path, name, keep):
+    store_dataset(SMALL, tmp_path / "d", tmp_path / "store")
+    path = tmp_path / "d" / name
     if keep is None:
-        (tmp_path / name).unlink()
+        path.unlink()
     else:
-        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:keep])
+        path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(DataError, match="delete it and prepare again"):
-        read_dataset(tmp_path)
+        read_dataset(tmp_path / "d")
 
 
-def test_the_hash_covers_all_a_batch_can_hold(chat):
-    dataset = encode_dataset(FEW, chat, row_length=64)
-    hashes = {dataset.facts.hash}
-    for name in ARRAYS:
+def test_the_hash_covers_all_a_batch_can_hold(tmp_path):
+    store_dataset(SMALL, tmp_path / "d", tmp_path / "store")
+    dataset = read_dataset(tmp_path / "d")
+    hashes = {hash_dataset(dataset)}
+    for name in HASHED:
         array = np.array(getattr(dataset, name))
         array[-1] += 1
         hashes.add(hash_dataset(msgspec.structs.replace(dataset, **{name: array})))
-    for change in ({"languages": ("", "am", "en", "sv")}, {"pad_id": 9}, {"sources": ("", "b", "z")}):
+    shards = msgspec.structs.replace(dataset.facts.shards, digests=("other",))
+    for change in (
+        {"languages": ("", "en", "sv")}, {"pad_id": 9}, {"sources": ("", "b", "z")}, {"prompt_weights": (0.5,)},
+        {"shards": shards},
+    ):  # fmt: skip
         facts = msgspec.structs.replace(dataset.facts, **change)
         hashes.add(hash_dataset(msgspec.structs.replace(dataset, facts=facts)))
-    assert len(hashes) == 1 + len(ARRAYS) + 3
+    assert len(hashes) == 1 + len(HASHED) + 5
+
+
+def test_where_rows_stand_and_what_files_are_called_changes_nothing_that_is_trained(tmp_path):
+    moved = msgspec.structs.replace(SMALL, line=SMALL.line + 1)
+    moved = msgspec.structs.replace(moved, facts=msgspec.structs.replace(moved.facts, files=("other",)))
+    assert hash_dataset(moved) == hash_dataset(SMALL)
