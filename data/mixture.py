@@ -2,7 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -51,7 +51,7 @@ def mix_cells(
     config: MixtureConfig,
     *,
     source_weights: Mapping[str, float] | None = None,
-    apart: Iterable[str] = (),
+    apart: Collection[str] = (),
     positions: float | None = None,
 ) -> Mixed:
     """Wanted share of each cell in `config.unit`.
@@ -70,6 +70,7 @@ def mix_cells(
     _check_weights("weight of source", by_source)
     rules = (language_rule(config), config.sources)
     _check_rules(cells, config)
+    _check_apart(language_rule(config), apart)
     weighted_C = np.array([by_source[cell.source] * amount_of(cell, config.unit) for cell in cells])
     weighted_C[[cell.language in set(apart) for cell in cells]] = 0
     for rule, names in zip(rules, _names_of(cells), strict=True):
@@ -224,6 +225,18 @@ def _check_rules(cells: Sequence[Cell], config: MixtureConfig) -> None:
                 short = what == "languages" and key == "weights" and bool(config.language_weights)
                 path = "language_weights" if short else f"{what}.{key}"
                 _check_known(f"data.mixture.{path}", table, sorted(set(names)), what.removesuffix("s"))
+
+
+def _check_apart(rule: SharesConfig, apart: Collection[str]) -> None:
+    """A weight that has no effect would be a silent mistake."""
+    bounds = [table for table in (rule.floor, rule.ceiling) if isinstance(table, Mapping)]
+    for table in (rule.weights, rule.shares, rule.gains, *bounds):
+        for name in table:
+            if name in apart:
+                raise DataError(
+                    f"data.mixture.pinch counts the examples of {name!r}, so it has no share; remove its weight, "
+                    "share or bound, or take it out of the pinch"
+                )
 
 
 def _check_weights(what: str, weights: Mapping[str, float]) -> None:

@@ -88,18 +88,7 @@ def build_plan(
     check_extent(config.mixture, steps=steps, epochs=epochs)
     check_sources(dataset, config)
     inputs = _resolve(dataset, config, steps=steps, batch_rows=batch_rows, seed=seed, epochs=epochs)
-    names = [(cell.source, cell.language) for cell in inputs.cells]
-    supply = Supply(np.asarray(dataset.lengths), inputs.cell_N, names, inputs.limit_C)
-    leave = epochs is not None or config.mixture.exhausted == "leave"
-    blocks = stream_rows(supply, inputs.stages, config.packing, seed=seed, leave=leave, pinch=inputs.pinch)
-    needed = None if steps is None else steps * batch_rows
-    row_offsets, row_examples = _collect_rows(blocks, needed)
-    if needed is None:
-        row_offsets = _fill_batch(row_offsets, batch_rows)
-    elif len(row_offsets) - 1 < needed:
-        whole = _whole_batches(len(row_offsets) - 1, row_examples, inputs, config.mixture, needed, batch_rows)
-        row_offsets = row_offsets[: whole * batch_rows + 1]
-        row_examples = row_examples[: row_offsets[-1]]
+    row_offsets, row_examples = _lay_rows(dataset, config, inputs, steps=steps, batch_rows=batch_rows, seed=seed)
     content = Content(inputs.cells, inputs.cell_N, amounts(dataset), row_offsets, row_examples)
     # A run in epochs uses up everything.
     limit_C = inputs.limit_C if epochs is None else None
@@ -180,6 +169,24 @@ def _resolve(
     if epochs is not None:
         check_proportional(cells, stages[0])
     return _Inputs(cells, cell_N, stages, _limit_cells(cells, mixture, epochs), pinch)
+
+
+def _lay_rows(
+    dataset: Examples, config: DataConfig, inputs: _Inputs, *, steps: int | None, batch_rows: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets and examples of whole batches of rows."""
+    names = [(cell.source, cell.language) for cell in inputs.cells]
+    supply = Supply(np.asarray(dataset.lengths), inputs.cell_N, names, inputs.limit_C)
+    leave = steps is None or config.mixture.exhausted == "leave"
+    blocks = stream_rows(supply, inputs.stages, config.packing, seed=seed, leave=leave, pinch=inputs.pinch)
+    needed = None if steps is None else steps * batch_rows
+    row_offsets, row_examples = _collect_rows(blocks, needed)
+    if needed is None:
+        return _fill_batch(row_offsets, batch_rows), row_examples
+    rows = len(row_offsets) - 1
+    if rows < needed:
+        rows = _whole_batches(rows, row_examples, inputs, config.mixture, needed, batch_rows) * batch_rows
+    return row_offsets[: rows + 1], row_examples[: row_offsets[rows]]
 
 
 def _limit_cells(cells: Sequence[Cell], mixture: MixtureConfig, epochs: float | int | None) -> np.ndarray | None:

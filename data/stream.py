@@ -98,12 +98,12 @@ def stream_rows(
             yield Block(served.drawn.examples, served.counts)
             pinch = _leave_pinch(pinch, served.drawn.entry)
             row, block, carried = row + len(served.counts), block + 1, rows.carried
-            if ended:
-                return
             if stage.end_row is not None and row >= stage.end_row:
                 # Nothing is carried into the next stage: what was drawn for this one and not used goes back.
                 back = unserved.drawn.examples[unserved.drawn.entry < 0]
                 left_C = _give_back(np.concatenate((carried.examples, back)), visits, supply.cell_N, quotas.left_C)
+            elif ended:
+                return
 
 
 def _pack_block(

@@ -107,6 +107,11 @@ def test_the_plan_of_a_pinch_is_that_of_its_length():
     assert plan_of(pinch(3, "zu")).hash != plan_of(pinch(4, "zu")).hash
 
 
+def test_a_weight_of_a_pinched_language_would_have_no_effect_and_is_refused():
+    with pytest.raises(DataError, match="counts the examples of 'zu', so it has no share; remove its weight"):
+        plan_of(pinch(3, "zu"), language_weights={"zu": 2.0})
+
+
 @pytest.mark.parametrize(
     "pinches, message",
     [

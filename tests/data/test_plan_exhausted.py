@@ -109,6 +109,16 @@ def test_what_is_used_up_stays_used_up_in_the_next_stage():
     assert seen_by_language(UNEVEN, plan, 40)["sw"] == 0
 
 
+@pytest.mark.parametrize("exhausted", ["leave", "stop", "error"])
+def test_what_a_stage_drew_to_its_last_example_and_gave_back_is_not_used_up(exhausted):
+    """One block draws all there is, but the stage ends in the middle of it."""
+    dataset = make_examples([8] * 64, ["en"] * 64, ["s"] * 64)
+    stages = (StageConfig(steps=2), StageConfig())
+    plan = plan_of(dataset, steps=4, exhausted=exhausted, stages=stages)
+    assert np.bincount(plan.row_examples).tolist() == [1] * 64
+    assert plan.summary["steps"] == 4
+
+
 def test_a_language_below_one_in_ten_thousand_is_not_rounded_away():
     """A peer rounds weights to four places and then refuses the 0.003% language as one of weight zero."""
     rare = make_examples([8] * 1001, ["en"] * 1000 + ["sw"], ["s"] * 1001)

@@ -156,3 +156,14 @@ def test_shuffles_are_permutations_without_a_bias_of_place():
 def test_keys_differ_by_purpose_and_seed():
     keys = [key_for(0, "rows", 1), key_for(1, "rows", 1), key_for(0, "rows", 11), key_for(0, "examples", 1)]
     assert len(set(keys)) == 4
+
+
+def test_a_part_of_a_source_is_not_its_first_rows():
+    """A peer's fraction of a data set is the rows that come first in the file, in whatever order that is."""
+    blocks = take([4] * 1000, [np.arange(1000)], blocks=16)
+    half = np.array([example for block in blocks for row in block for example in row])
+    assert len(half) == 256
+    tenths = np.bincount(half // 100, minlength=10)
+    # 25.6 each; the standard deviation of drawing without return is 4.1.
+    assert tenths.min() > 25.6 - 5 * 4.1
+    assert tenths.max() < 25.6 + 5 * 4.1
