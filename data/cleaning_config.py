@@ -97,7 +97,7 @@ class LanguageCheck(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """What is judged. Code between backticks and addresses are left out of it."""
     confidence: Share = 0.7
     """Probability, 0 to 1, that the identifier must give to another language. On SIB-200, single sentences in 125
-    languages, 0.7 finds 96% of swapped texts and drops 2 of 3,750 right ones; 0.5: 99%, 2; 0.9: 86%, none."""
+    languages, 0.7 finds 95% of swapped texts and drops 2 of 3,750 right ones; 0.5: 99%, 2; 0.9: 86%, none."""
     min_letters: AtLeastOne = 20
     """Texts with fewer letters are not judged: identifiers guess on short ones. Of 6,858 right sentences of SIB-200 and
     Tatoeba with 20 letters or more, confidence 0.7 drops 9."""

@@ -1,5 +1,7 @@
 """Exact and near duplicates: a signature of fixed size for each example, and one search over all of them."""
 
+import array
+import collections
 import functools
 import hashlib
 import unicodedata
@@ -176,19 +178,21 @@ def _find_near(
     found_L = np.full(len(left_L), -1, np.int64)
     near_NS = signatures_NS[:, near_at:]
     buckets_LB = _find_buckets(near_NS, left_L, groups_L, check)
-    kept_in: dict[int, list[int]] = {}
+    # Growing arrays, because a bucket of rows made from one template may hold thousands.
+    kept_in: collections.defaultdict[int, array.array[int]] = collections.defaultdict(lambda: array.array("q"))
     needed = check.threshold * check.permutations
     # Only those that share a bucket with another are ever looked at.
     for example in np.flatnonzero((buckets_LB >= 0).any(axis=1)).tolist():
         buckets = [bucket for bucket in buckets_LB[example].tolist() if bucket >= 0]
-        near = sorted({other for bucket in buckets for other in kept_in.get(bucket, ())})
-        if near:
-            agreeing = _count_agreeing(near_NS[left_L[near]], near_NS[left_L[example]])
-            if len(alike := np.flatnonzero(agreeing >= needed)):
-                found_L[example] = near[int(alike[0])]
+        held = [kept_in[bucket] for bucket in buckets if bucket in kept_in]
+        if held:
+            near_K = np.unique(np.concatenate([np.array(each, np.int64) for each in held]))
+            alike_A = near_K[_count_agreeing(near_NS[left_L[near_K]], near_NS[left_L[example]]) >= needed]
+            if len(alike_A):
+                found_L[example] = alike_A[0]
                 continue
         for bucket in buckets:
-            kept_in.setdefault(bucket, []).append(example)
+            kept_in[bucket].append(example)
     return found_L
 
 
