@@ -43,7 +43,7 @@ def make_checks(config: CleaningConfig, *, root: str) -> Checks:
     """Returns the row checks that the recipe asks for; duplicates are sought apart, in `data.cleaning.duplicates`.
 
     `root` is `data.root`. Reads phrase files and evaluation sets, and loads the language identifier once to see that
-    it is there; each process loads its own again (py3langid: 0.5 s and 70 MB, but nothing if forked from this one).
+    it is there; each process loads its own again (py3langid: 0.5 s and 100 MB, shared if forked from this one).
     Raises DataError, naming the recipe's key, for a file or package that is missing and for what is no language.
     """
     predicates: list[tuple[str, Predicate]] = []

@@ -11,7 +11,7 @@ from conversations import chat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.cleaning.duplicates import EMPTY, find_duplicates, signature, signature_size
+from data.cleaning.duplicates import EMPTY, choose_bands, find_duplicates, signature, signature_size
 from data.cleaning.texts import fold
 from data.cleaning_config import CleaningConfig, ExactDuplicates, NearDuplicates
 from data.schema import Conversation, DataError, Turn
@@ -205,7 +205,7 @@ def test_candidates_are_those_of_the_librarys_own_index():
     texts += [garble(text, edits, generator) for text in texts for edits in (2, 6, 12)]
     rows = [chat(text) for text in texts]
     values = stack(NEAR, rows).view("<u4")
-    index = datasketch.MinHashLSH(threshold=0.8, num_perm=128, weights=(1 - 0.95, 0.95))
+    index = datasketch.MinHashLSH(threshold=0.8, num_perm=128, params=choose_bands(0.8, 128))
     expected = []
     for place, row in enumerate(values):
         sketch = datasketch.MinHash(hashvalues=row.astype(np.uint32), scheme="affine32")
@@ -234,6 +234,22 @@ def test_what_is_kept_is_first_alike_and_unlike_one_another(groups, seed):
         assert np.count_nonzero(values[original] == values[dropped]) >= 0.8 * 128
     again = find_duplicates(NEAR, signatures[sorted(kept)], zeros[sorted(kept)], zeros[sorted(kept)])
     assert not len(again.dropped_D)
+
+
+@pytest.mark.parametrize("permutations", [16, 17, 128, 1024])
+@pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.95, 1.0])
+def test_bands_fit_and_leave_a_pair_at_the_threshold_its_chance(threshold, permutations):
+    bands, rows = choose_bands(threshold, permutations)
+    assert bands * rows <= permutations
+    assert 1 - (1 - threshold**rows) ** bands >= 0.9
+    assert (bands, rows) == (16, 8) or (threshold, permutations) != (0.8, 128)
+
+
+def test_at_threshold_one_only_equal_texts_are_near_duplicates():
+    config = CleaningConfig(near_duplicates=NearDuplicates(threshold=1.0))
+    text = write("en", 300, random.Random(0))
+    rows = [chat(text), chat(garble(text, 1, random.Random(1))), chat(text.upper())]
+    assert search(config, rows) == [(2, 0, "near_duplicates")]
 
 
 def test_what_repeats_a_near_duplicate_points_at_what_is_kept():
