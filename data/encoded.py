@@ -14,6 +14,9 @@ TURN_ROLES = {"system": Role.SYSTEM, "user": Role.USER, "assistant": Role.ASSIST
 SHOWN = 240
 """Characters of a row that an error shows, at each end of it."""
 
+MOST_TURNS = np.iinfo(np.int16).max
+"""Of one conversation: `Encoded.turns` counts them in 16 bits."""
+
 
 class Encoded(NamedTuple):
     """One conversation as arrays of equal length. Roles and weights are of the id, not its target."""
@@ -39,6 +42,8 @@ def check_turns(turns: Sequence[Turn]) -> None:
 
     An assistant that calls a tool may say nothing else.
     """
+    if len(turns) > MOST_TURNS:
+        raise DataError(f"{len(turns)} turns are more than {MOST_TURNS}; split the row")
     for index, turn in enumerate(turns):
         if turn.role == TEXT_ROLE:
             raise DataError(f"turn {index}: a text stands by itself, with no other turn; put it into a row of its own")

@@ -144,8 +144,11 @@ def find_spans(render: Render, messages: Messages, tools: Tools, text: str, *, n
     taken = set(_read_codes(text)[1].tolist())
     for manner in MANNERS:
         marker = _Marker(taken, manner, names)
-        marked = [marker.mark_message(index, message) for index, message in enumerate(messages)]
-        marked_tools = None if tools is None else marker.mark_spelled(-1, tools)
+        try:
+            marked = [marker.mark_message(index, message) for index, message in enumerate(messages)]
+            marked_tools = None if tools is None else marker.mark_spelled(-1, tools)
+        except RecursionError:
+            raise DataError("the row's tools or calls are nested too deeply; leave the row out") from None
         try:
             rendered = render(marked, marked_tools)
         except DataError:

@@ -2,6 +2,8 @@
 
 import functools
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from golden_templates import GOLDEN, WITH_THOUGHTS, WITH_TOOLS, list_conversatio
 from hub_folders import write_folder
 
 from data.chat import list_templates, load_chat
-from data.schema import DataError
+from data.schema import Conversation, DataError, Turn
 from data.tokenizer import load_tokenizer
 
 
@@ -53,3 +55,19 @@ LACKING = [(name, each) for name in list_templates() for each in HARD if each no
 def test_what_a_template_has_no_form_for_is_refused_and_never_left_out(tokenizer, name, conversation):
     with pytest.raises(DataError, match=rf"golden {conversation.id}, template {name}: .* (no form for|leaves out)"):
         load_chat(tokenizer, name).encode_conversation(conversation)
+
+
+@pytest.mark.realdata
+@pytest.mark.skipif("POLYTUNE_REALDATA" not in os.environ, reason="needs POLYTUNE_REALDATA")
+@pytest.mark.parametrize("name", list_templates())
+def test_answers_in_two_hundred_languages_are_trained_whole(tokenizer, name):
+    file = Path(os.environ["POLYTUNE_REALDATA"]) / "train" / "sib200_topic_parallel.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = list({row["_lang"]: row["text"] for row in rows}.values())
+    assert len(rows) > 200
+    chat = load_chat(tokenizer, name)
+    for text in rows:
+        turns = (Turn("user", f"Again: {text}"), Turn("assistant", text))
+        encoded = chat.encode_conversation(Conversation(turns=turns, language="und", source="sib200"))
+        said = tokenizer.decode(encoded.ids[encoded.weights > 0].tolist())
+        assert said.removeprefix("<think>\n\n</think>\n\n").strip() == tokenizer.decode(tokenizer.encode(text)).strip()

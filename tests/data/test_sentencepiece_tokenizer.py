@@ -207,3 +207,11 @@ def test_a_foreign_model_gets_the_control_tokens_it_lacks(foreign, file, pieces,
     assert not any(map(tokenizer.is_control, ids))
     assert tokenizer.decode([tokenizer.bos_id, *tokenizer.encode("Hello world"), tokenizer.end_id]) == "Hello world"
     assert not tokenizer.is_lossless
+
+
+@given(any_text)
+def test_places_from_the_lengths_of_pieces_are_those_the_library_gives(text):
+    """A trained tokenizer loses nothing, so the fast way always can."""
+    text = text.replace("\u2581", "")
+    fast = TOKENIZER._place_by_length(text, TOKENIZER.encode(text))
+    assert fast == TOKENIZER._place_by_proto(text)

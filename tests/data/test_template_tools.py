@@ -236,6 +236,7 @@ THOUGHTS = PLAIN.replace(
             CALLS, asked(calls('[{"function": {"name": "f", "arguments": "{}"}}]'), tools=""),
             "turn 1: tool_calls must be a JSON list of calls",
         ),
+        (CALLS, talk(*TALK[5:7] * 16384, tools=""), "32768 turns are more than 32767"),
         (CALLS, talk(*TALK, tools='{"a": 1}'), "tools must be a JSON list of objects"),
         (CALLS, talk(*TALK, tools="nope"), "tools is no JSON"),
     ],
@@ -300,3 +301,16 @@ def test_prompts_are_given_tools_and_begin_their_conversation(name):
         assert encoded.weights[len(prompt) - 1 : len(prompt) + 1].tolist() == [0, 1]
     with pytest.raises(DataError, match="a prompt, mine: the template leaves out the row's tools"):
         mine(PLAIN).encode_prompt(row.turns[:1], tools=row.tools)
+
+
+@pytest.mark.parametrize("depth", [300, 450, 600, 900, 100_000])
+def test_a_call_nested_beyond_what_python_can_follow_is_an_error_of_its_row(depth):
+    nested = make_calls({"x": 1}).replace("1}", "[" * depth + "]" * depth + "}")
+    source = CALLS.replace("c.function.arguments | tojson", "'x'")
+    try:
+        mine(source).encode_conversation(asked(calls(nested), tools=""))
+    except DataError as error:
+        assert str(error).startswith("test f.jsonl:3, mine: ")
+        assert "nested too deeply" in str(error) or "tool_calls is no JSON" in str(error)
+    else:
+        assert depth < 900
