@@ -55,6 +55,9 @@ class SharesConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def __post_init__(self) -> None:
         tempered = self.cap is not None or self.temperature != 1 or self.alpha is not None
+        both = sorted(set(self.weights) & set(self.shares))
+        if both:
+            raise ValueError(f"{', '.join(both)}: give a weight or a share, not both; a share is exact")
         if self.alpha is not None and self.temperature != 1:
             raise ValueError("give `alpha` or `temperature`, not both: alpha is 1 / temperature")
         if self.unimax is not None and tempered:

@@ -216,6 +216,7 @@ def test_two_ways_of_saying_one_thing_are_refused(config, message):
     "config, message",
     [
         ({"alpha": 0.3, "temperature": 3.0}, "alpha is 1 / temperature"),
+        ({"weights": {"en": 0.0, "sw": 2.0}, "shares": {"en": 0.5}}, "en: give a weight or a share, not both"),
         ({"unimax": UniMaxConfig(), "cap": 10.0}, "`unimax` decides the shares by itself"),
         ({"gains": {"en": 1.0}, "alpha": 0.5}, "`gains` decide the shares by themselves"),
     ],
