@@ -58,8 +58,8 @@ def make(tmp_path, tokenizer_dir):
             for source in rows
         )  # fmt: skip
         config = DataConfig(
-            sources=sources, root=str(tmp_path), packing=PackingConfig(row_length=row_length, overlong=overlong),
-            **{"max_dropped": 1.0, **fields},
+            sources=sources, packing=PackingConfig(row_length=row_length, overlong=overlong),
+            **{"root": str(tmp_path), "max_dropped": 1.0, **fields},
         )  # fmt: skip
         tokenizer = TokenizerConfig(path=str(tokenizer_dir))
         return prepare(
@@ -122,10 +122,11 @@ def test_the_weight_of_prompts_is_kept_by_source(make):
 
 
 def test_an_example_of_exactly_a_row_is_kept_and_one_longer_dropped_and_counted(make, chat):
-    lengths = positions_of(chat, ROWS)
+    rows = {"s": [("two?", "2", "en"), ("and two and two?", "four", "en"), ("3?", "3", "en")]}
+    lengths = positions_of(chat, rows)
     longest = max(lengths)
-    assert len(make(row_length=longest, overlong="drop").dataset) == 3
-    dataset = make(row_length=longest - 1, overlong="drop", name="shorter").dataset
+    assert len(make(rows, row_length=longest, overlong="drop").dataset) == 3
+    dataset = make(rows, row_length=longest - 1, overlong="drop", name="shorter").dataset
     assert len(dataset) == 2
     (dropped,) = dataset.facts.dropped
     assert (dropped.source, dropped.language, dropped.count, dropped.shortest) == ("s", "en", 1, longest)
@@ -134,7 +135,7 @@ def test_an_example_of_exactly_a_row_is_kept_and_one_longer_dropped_and_counted(
 
 
 def test_overlong_can_be_an_error_that_names_the_example(make):
-    with pytest.raises(DataError, match=r"s\.jsonl:1 of source 's' \(en\) fills \d+ positions .* is 12; set it to"):
+    with pytest.raises(DataError, match=r"s\.jsonl:2 of source 's' \(am\) fills \d+ positions .* is 12; set it to"):
         make(row_length=12)
 
 
@@ -165,15 +166,15 @@ def test_conversations_are_cut_between_turns_and_counted(make, tmp_path):
         folder = tmp_path / overlong
         folder.mkdir()
         (folder / "s.jsonl").write_text(f"{row}\n", encoding="utf-8")
-        config = {"root": str(folder)}
-        dataset = make({"s": []}, row_length=40, overlong=overlong, name=f"{overlong}_run", **config).dataset
+        fields = {"row_length": 40, "overlong": overlong, "name": f"{overlong}_run", "root": str(folder)}
+        dataset = make({"s": []}, **fields).dataset
         assert [(cut.language, cut.count) for cut in dataset.facts.cut] == [("en", 1)]
         assert dataset.lengths.max() <= 40
         assert (len(dataset) == 1) == (overlong == "truncate")
 
 
 def test_every_row_too_long_is_an_error_that_says_what_length_would_do(make):
-    with pytest.raises(DataError, match=r"all 3 are longer .*=8 positions; the shortest fills \d+, so set it"):
+    with pytest.raises(DataError, match=r"all 2 rows of source 's' were dropped: .*row_length is 8; set it to 11 or more"):
         make(row_length=8, overlong="drop")
 
 

@@ -382,11 +382,11 @@ def test_a_forest_with_a_system_prompt_and_other_names_is_read_as_one(tmp_path):
     assert texts(load(tmp_path, source)[0]) == [[("system", "s"), ("user", "q"), ("assistant", "a")]]
 
 
-def test_several_paths_are_read_in_their_order_each_file_once(tmp_path):
+def test_several_paths_are_read_by_name_each_file_once(tmp_path):
     for name in ("b", "a"):
         write(tmp_path, GOOD | {"q": name}, name=f"{name}.jsonl")
     conversations, _ = load(tmp_path, jsonl(path=["b.jsonl", "*.jsonl"]))
-    assert [c.id for c in conversations] == ["b.jsonl:1", "a.jsonl:1"]
+    assert [c.id for c in conversations] == ["a.jsonl:1", "b.jsonl:1"]
 
 
 def test_one_bad_row_does_not_decide_the_form_or_kill_the_source(tmp_path):
