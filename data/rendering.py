@@ -23,9 +23,7 @@ def compile_template(source: str, *, name: str, date: str) -> jinja2.Template:
 
     Raises DataError naming the template if it is no Jinja.
     """
-    environment = _Sandbox(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"]
-    )
+    environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, "jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = _write_json
     environment.globals |= {
         "raise_exception": _raise_exception,
