@@ -122,14 +122,11 @@ def _split(whole: _Whole) -> tuple[list[Encoded], list[int]]:
     lost: list[int] = []
     at = 0
     while at < len(bounds) - 1:
-        start, stops = (
-            bounds[at],
-            {stop: index + 1 for index in range(at, len(last_answers)) for stop in last_answers[index]},
-        )
+        start, later = bounds[at], range(at, len(last_answers))
+        stops = {stop: index + 1 for index in later for stop in last_answers[index]}
         found = _find_longest(whole, start, list(stops), system=system)
-        if (
-            found is None
-        ):  # This round is too long by itself, or trains nothing with all that fits: keep what fits of it.
+        if found is None:
+            # This round is too long by itself, or trains nothing with all that fits: keep what fits of it.
             found = _find_longest(whole, start, _list_answers(turns, start, bounds[at + 1]), system=system)
             at += 1
         else:

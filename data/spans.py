@@ -117,13 +117,11 @@ class _Marker:
 
     def _mark_call(self, index: int, call: dict[str, Any]) -> dict[str, Any]:
         """The call, its name marked always: nothing else tells where a turn without content stands."""
-        function = {
-            key: self._mark(index, "call", value, _around)
-            if key == "name"
-            else self.mark_spelled(index, value, "call's")
-            for key, value in call["function"].items()
-        }
-        return {key: function if key == "function" else self.mark_spelled(index, call[key], "call's") for key in call}
+        name = call["function"]["name"]
+        function = {key: self.mark_spelled(index, value, "call's") for key, value in call["function"].items()}
+        function["name"] = self._mark(index, "call", name, _around)
+        others = {key: self.mark_spelled(index, value, "call's") for key, value in call.items() if key != "function"}
+        return {key: others.get(key, function) for key in call}
 
     def _mark(self, turn: int, kind: str, text: str, how: Around) -> str:
         try:
