@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from data.languages import own_name, script_of
+from data.printable import isolate
 from train.loop import TrainJob
 
 MOST_ROWS = 48
@@ -146,7 +147,7 @@ def _language_table(shares: dict[str, Share], unit: str) -> Table:
     table = _new_table("tag", "language", "script")
     _add_numbers(table, unit)
     for tag, share in shares.items():
-        table.add_row(tag, own_name(tag), script_of(tag), *_numbers(share))
+        table.add_row(tag, isolate(own_name(tag)), script_of(tag), *_numbers(share))
     return table
 
 

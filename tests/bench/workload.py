@@ -24,7 +24,7 @@ def prepare_workload(recipe: Recipe, run_dir: Path) -> Prepared:
     """The recipe's dataset, plan and tokenizer, built at the first call and read back by the contenders."""
     return prepare(
         recipe.data, recipe.tokenizer, steps=recipe.train.steps, batch_rows=recipe.train.batch_rows,
-        seed=recipe.run.seed, run_dir=run_dir,
+        seed=recipe.run.seed, run_dir=run_dir, store=run_dir / "store",
     )  # fmt: skip
 
 

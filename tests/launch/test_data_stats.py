@@ -15,11 +15,11 @@ from data.config import DataConfig, TokenizerConfig
 from data.counting import make_meter, measure
 from data.languages import standardize
 from data.schema import Conversation, DataError, Turn
-from data.source_config import CldrSource, FileSource, LanguageRule
+from data.source_config import FileSource
 from data.statistics import CorpusStatistics, read_statistics, write_statistics
 from data.tokenizer import save_tokenizer, train_tokenizer
 from launch.cli import main
-from launch.data_stats import _limit, run_data_stats
+from launch.data_stats import run_data_stats
 from launch.recipe import load_recipe
 from launch.statistics_table import MOST_LANGUAGES, print_statistics
 
@@ -179,15 +179,27 @@ def test_json_is_json(many, tmp_path):
     assert len(table["languages"]) == len(table["cells"]) == 200
 
 
-def test_limited_sources_are_read_evenly_and_never_more_than_the_recipe_allows():
-    language = LanguageRule(constant="en")
-    sources = (
-        FileSource(name="a", path="a.jsonl", language=language, limit=5),
-        FileSource(name="b", path="b.jsonl", language=language, limit=50),
-        FileSource(name="c", path="c.jsonl", language=language),
-        CldrSource(),
+def test_a_limit_takes_rows_evenly_from_each_source(recipe, tmp_path):
+    """Never just the first rows, which a peer's `fraction` is."""
+    for name, count in (("a", 10), ("b", 3)):
+        rows = [{"prompt": f"{name} {n}?", "completion": "x" * (n + 1), "language": "en"} for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    sources = tuple(FileSource(name=name, path=f"{name}.jsonl") for name in "ab")
+    data = DataConfig(sources=sources, root=str(tmp_path))
+    limited = msgspec.structs.replace(
+        recipe, data=data, run=msgspec.structs.replace(recipe.run, dir=str(tmp_path / "run"))
     )
-    limited = _limit(DataConfig(sources=sources), 20).sources
-    assert [source.limit for source in limited if isinstance(source, FileSource)] == [5, 20, 20]
-    assert limited[3] == CldrSource()
-    assert _limit(DataConfig(sources=sources), None).sources == sources
+    run_data_stats(limited, limit_rows=4, json_file=str(tmp_path / "s.json"), console=Console(file=io.StringIO()))
+    (cell, other) = read_statistics(tmp_path / "s.json").cells
+    assert (cell.rows, other.rows) == (4, 3)
+    # Of 0 to 9, rows 2, 4, 7 and 9: three, five, eight and ten characters of answer, four of each question.
+    assert cell.characters == 3 + 5 + 8 + 10 + 4 * 4
+    assert not (tmp_path / "run").exists()
+
+
+def test_statistics_of_a_run_are_kept_where_its_report_finds_them(recipe, tmp_path):
+    run_dir = tmp_path / "run"
+    (run_dir / "plan").mkdir(parents=True)
+    mine = msgspec.structs.replace(recipe, run=msgspec.structs.replace(recipe.run, dir=str(run_dir)))
+    run_data_stats(mine, console=Console(file=io.StringIO()))
+    assert read_statistics(run_dir / "plan" / "statistics.json").total().rows > 0

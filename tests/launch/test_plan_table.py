@@ -39,7 +39,9 @@ def print_text(cells, **changed):
         "row_length": 64,
         "padding": 0.0312,
         "dropped": {},
+        "cut": {},
         "bad_rows": {},
+        "cleaned": {},
         "stages": [],
         "pinch": {},
         "steps": 20,
@@ -69,16 +71,16 @@ def test_epochs_are_visits_per_example_not_a_mean_of_epochs():
 
 
 def test_the_plan_says_what_will_be_trained_and_how():
-    text = " ".join(print_text(CELLS, dropped={"ar": 3, "sw": 1}, bad_rows={"": 2}).split())
+    text = " ".join(print_text(CELLS, dropped={"ar": 3, "sw": 1}, cut={"sw": 2}, bad_rows={"": 2}).split())
     header = "examples tokens trained weight planned epochs"
     assert f"source {header}" in text
     assert "cldr 40 280 120 75.00% 80.00% 0.9 qa[x] 2 14 6 25.00% 20.00% 0.5" in text
     assert f"tag language script {header}" in text
-    sw, ar = "sw Kiswahili Latn 12 84 36 50.00% 40.00% 1.8", "ar العربية Arab 30 210 90 50.00% 60.00% 0.5"
+    sw, ar = "sw Kiswahili Latn 12 84 36 50.00% 40.00% 1.8", "ar العربية\u200e Arab 30 210 90 50.00% 60.00% 0.5"
     assert f"{sw} {ar}" in text, "most seen first"
     assert "weight: share wanted, in target tokens" in text
     assert "2 languages, 2 scripts, 42 examples, 294 tokens; 1,234 rows of 64 planned, 3.1% padding" in text
-    assert "dropped as overlong: 4 (ar 3, sw 1); bad rows skipped: 2 (unreadable 2)" in text
+    assert "overlong dropped: 4 (ar 3, sw 1), cut: 2 (sw 2); bad rows skipped: 2 (unreadable 2); cleaned out: 0" in text
     assert "mesh {'fsdp': 4, 'expert': 1, 'tensor': 2} on 8 cpu device(s); compute float32, parameters float32" in text
     assert "(on average 14 of 64 a row); remat none; microbatches 2" in text
 
@@ -90,7 +92,7 @@ def test_a_long_table_is_cut_and_says_so():
     shown = [tag for tag in tags if f" {tag} {tag} " in text]
     assert shown == tags[5:], "the least seen are left out"
     assert "... and 5 languages with smaller shares, all in plan/plan.json" in text
-    assert f"dropped as overlong: {MOST_ROWS + 5} (" in text
+    assert f"overlong dropped: {MOST_ROWS + 5} (" in text
     assert f", {MOST_ROWS + 5 - 8} more languages)" in text
 
 

@@ -30,6 +30,7 @@ def prepared(recipe, tmp_path_factory):
         batch_rows=8,
         seed=3,
         run_dir=tmp_path_factory.mktemp("prepared"),
+        store=tmp_path_factory.mktemp("store"),
     )
 
 

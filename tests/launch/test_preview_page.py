@@ -61,8 +61,9 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("page")
     recipe = load_recipe(str(write_tiny_recipe(folder, run_dir=folder / "run", steps=4, save_every=4)))
     return recipe, prepare(
-        recipe.data, recipe.tokenizer, steps=4, batch_rows=8, seed=3, run_dir=tmp_path_factory.mktemp("prepared")
-    )
+        recipe.data, recipe.tokenizer, steps=4, batch_rows=8, seed=3, run_dir=tmp_path_factory.mktemp("prepared"),
+        store=tmp_path_factory.mktemp("store"),
+    )  # fmt: skip
 
 
 def row_of(*spans, language="ar", length=8):
