@@ -37,8 +37,9 @@ class PackingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     left out; `truncate`: the turns that fit are kept, up to an assistant's; `split`: cut between turns into several
     examples, each with the system turn (plain texts: between tokens). Never inside a turn: one too long by itself is
     dropped."""
-    block_examples: Annotated[int, msgspec.Meta(ge=16)] = 4096
-    """Examples packed together; larger is fuller, smaller follows the mixture more finely."""
+    block_examples: Annotated[int, msgspec.Meta(ge=16)] | None = None
+    """Examples packed together; larger is fuller, smaller follows the mixture more finely. None: 1,024, or as many as
+    fill 32 rows if that is more."""
 
 
 class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

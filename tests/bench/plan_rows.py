@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 
 from data.config import PackingConfig
-from data.dataset import Dataset, DatasetFacts, write_dataset
 from data.mixture import Cell, Mixed
 from data.pipeline import make_batches
 from data.stages import Stage
 from data.stream import Supply, stream_rows
+from tests.data.toy_dataset import make_dataset, store_dataset
 
 ROW_LENGTH, BATCH_ROWS, EXAMPLES_PER_ROW = 512, 8, 4
 STARTS = (0, 5_000_000, 10_000_000)
@@ -34,21 +34,8 @@ CHUNK = 1 << 20
 def write_run(directory: Path, rows: int) -> None:
     """A dataset of 10,000 examples and a plan of so many rows over it."""
     examples, length = 10_000, ROW_LENGTH // EXAMPLES_PER_ROW
-    facts = DatasetFacts(
-        languages=("", "en"), sources=("", "s"), tasks=("",), pad_id=0, tokenizer_hash="t", template_hash="c"
-    )
-    dataset = Dataset(
-        tokens=np.arange(examples * (length + 1), dtype=np.int32) % 1000,
-        roles=np.ones(examples * (length + 1), np.int8),
-        weights=np.ones(examples * (length + 1), np.float32),
-        offsets=np.arange(examples + 1) * (length + 1),
-        language=np.ones(examples, np.int16),
-        source=np.ones(examples, np.int16),
-        task=np.zeros(examples, np.int16),
-        content_bytes=np.ones(examples, np.int32),
-        facts=facts,
-    )
-    write_dataset(dataset, directory / "dataset")
+    row = ([n % 1000 for n in range(length + 1)], [4] * (length + 1), [0] + [1] * length, 1, 1)
+    store_dataset(make_dataset([row] * examples), directory / "dataset", directory / "store")
     offsets = np.lib.format.open_memmap(directory / "row_offsets.npy", "w+", np.int64, (rows + 1,))
     planned = np.lib.format.open_memmap(directory / "row_examples.npy", "w+", np.int32, (rows * EXAMPLES_PER_ROW,))
     for begin in range(0, rows + 1, CHUNK):

@@ -134,10 +134,10 @@ def test_rows_are_full_on_real_data(real, row_length, fullest, monkeypatch):
     assert len(dataset.facts.sources) == len(FIELDS) + 1
     steps = 2 * int(dataset.lengths.sum()) // row_length // 8
     for mixture in ({}, {"temperature": 3.0}, {"temperature": 3.0, "unit": "tokens"}):
-        config = make_config(dataset, row_length=row_length, block_examples=4096, **mixture)
+        config = make_config(dataset, row_length=row_length, block_examples=None, **mixture)
         plan = build_plan(dataset, config, steps=steps, batch_rows=8, seed=0)
         assert 1 - plan.summary["padding"] >= fullest
-    config = make_config(dataset, row_length=row_length, block_examples=4096)
+    config = make_config(dataset, row_length=row_length, block_examples=None)
     plan = build_plan(dataset, config, steps=None, epochs=1, batch_rows=8, seed=0)
     assert np.bincount(plan.row_examples, minlength=len(dataset)).tolist() == [1] * len(dataset)
     assert 1 - plan.summary["padding"] >= fullest

@@ -1,6 +1,7 @@
 """The stream of rows: fresh order every epoch, nothing skipped, nothing systematic about what comes first."""
 
 import itertools
+import math
 from collections import Counter
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from data.config import PackingConfig
 from data.mixture import Cell, Mixed
 from data.stages import Stage
-from data.stream import Supply, stream_rows
+from data.stream import Supply, block_size, stream_rows
 from data.visits import Visits, key_for, random_bits, shuffled, visit_order
 
 HALF = 0.5
@@ -167,3 +168,12 @@ def test_a_part_of_a_source_is_not_its_first_rows():
     # 25.6 each; the standard deviation of drawing without return is 4.1.
     assert tenths.min() > 25.6 - 5 * 4.1
     assert tenths.max() < 25.6 + 5 * 4.1
+
+
+def test_a_block_is_large_enough_for_full_rows_and_no_larger():
+    """1,024 examples, or what fills 32 rows; the recipe's own number wins."""
+    lengths = np.array([10, 30])
+    assert block_size(lengths, PackingConfig(row_length=512)) == 1024
+    assert block_size(lengths, PackingConfig(row_length=2048)) == math.ceil(32 * 2048 / 20)
+    assert block_size(lengths, PackingConfig(row_length=2048, packed=False)) == 1024
+    assert block_size(lengths, PackingConfig(row_length=2048, block_examples=77)) == 77
