@@ -154,8 +154,8 @@ def _language_table(shares: dict[str, Share], unit: str) -> Table:
 def _new_table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in columns:
-        # Sixteen, so that the numbers beside it fit a terminal of 80 columns.
-        table.add_column(column, no_wrap=True, max_width=16 if column == "language" else 20)
+        # Fourteen, so that the numbers beside it fit a terminal of 80 columns.
+        table.add_column(column, no_wrap=True, max_width=14 if column == "language" else 20)
     return table
 
 
