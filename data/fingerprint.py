@@ -19,7 +19,7 @@ PACKAGES = (
     "polytune", "babel", "langcodes", "sentencepiece", "tokenizers", "jinja2", "pyarrow", "tensorflow-datasets",
     "datasketch", "py3langid",
 )  # fmt: skip
-FREE = {"root": "", "workers": 0, "prefetch": 1, "prepare_workers": None, "store": None}
+FREE = {"root": "", "changed_plan": "refuse", "workers": 0, "prefetch": 1, "prepare_workers": None, "store": None}
 """Fields of `DataConfig` that change nothing that is trained."""
 
 

@@ -149,7 +149,7 @@ def _build(recipe: _Recipe, fingerprint: str, *, amount: Amount, run_dir: Path, 
     keys = make_shards(opened, recipe.data, chat, checks=checks, store=store, progress=watch.progress)
     assembled = assemble(recipe.data, chat, store=store, keys=keys, notes=checks.notes)
     plan = _plan(assembled.dataset, recipe, amount)
-    _check_same_plan(plan, run_dir)
+    _check_same_plan(plan, run_dir, recipe.data, watch)
     _save_tokenizer(chat, run_dir)
     with _replacing(run_dir / "plan") as fresh:
         _write(assembled, plan, fresh, store=store)
@@ -176,17 +176,24 @@ def _make_chat(opened: list[OpenedSource], recipe: _Recipe, run_dir: Path) -> Ch
     return load_chat(tokenizer, config.template, extra_stop_ids=recipe.extra_stop_ids, date=date)
 
 
-def _check_same_plan(plan: Plan, run_dir: Path) -> None:
+def _check_same_plan(plan: Plan, run_dir: Path, config: DataConfig, watch: Watch) -> None:
     plan_dir = run_dir / "plan"
     if not plan_dir.exists():
         return
     existing = read_plan(plan_dir)
-    if existing.hash != plan.hash:
-        raise DataError(
-            f"{run_dir} belongs to another recipe: its plan is {existing.hash[:12]}, this recipe with its "
-            f"data and seed gives {plan.hash[:12]}. Set run.dir to a new folder, or restore the recipe and "
-            "data"
+    if existing.hash == plan.hash:
+        return
+    if config.changed_plan == "accept":
+        watch.notice(
+            f"the plan changes from {existing.hash[:12]} to {plan.hash[:12]} (data.changed_plan=accept): the run goes on "
+            "at the row it has come to, of the new one"
         )
+        return
+    raise DataError(
+        f"{run_dir} belongs to another recipe: its plan is {existing.hash[:12]}, this recipe with its "
+        f"data and seed gives {plan.hash[:12]}. Set run.dir to a new folder, restore the recipe and "
+        "data, or set data.changed_plan to accept"
+    )
 
 
 def _save_tokenizer(chat: ChatTemplate, run_dir: Path) -> None:

@@ -14,7 +14,7 @@ import msgspec
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from launch.config import FREE_TO_CHANGE, Recipe, RecipeError
+from launch.config import FREE_TO_CHANGE, FREE_WITH_A_CHANGED_PLAN, Recipe, RecipeError
 
 
 def shipped_recipes() -> list[str]:
@@ -67,9 +67,8 @@ def check_same_run(recipe: Recipe, run_dir: Path) -> None:
     there = _flatten(_parse_yaml(path.read_text(encoding="utf-8"), str(path)))
     here = _flatten(recipe_tree(recipe))
     differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
-    differing = [
-        key for key in differing if not any(key == free or key.startswith(free + ".") for free in FREE_TO_CHANGE)
-    ]
+    allowed = FREE_TO_CHANGE + (FREE_WITH_A_CHANGED_PLAN if recipe.data.changed_plan == "accept" else ())
+    differing = [key for key in differing if not any(key == free or key.startswith(free + ".") for free in allowed)]
     if differing:
         shown = "; ".join(
             f"{key}: {there.get(key, '(absent)')!r} there, {here.get(key, '(absent)')!r} here" for key in differing[:5]

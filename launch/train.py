@@ -116,6 +116,7 @@ def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
         seed=recipe.run.seed,
         languages=tuple(prepared.dataset.facts.languages),
         plan_hash=plan.hash,
+        accepts_changed_plan=recipe.data.changed_plan == "accept",
         most_trained_S=most_trained_S,
         meta={
             "model": msgspec.to_builtins(model_config),

@@ -108,8 +108,10 @@ def check_disk(run_dir: Path, state: TrainState, *, copies: int) -> None:
         )
 
 
-def restore_newest(run_dir: Path, abstract: TrainState, *, plan_hash: str) -> tuple[TrainState, int] | None:
+def restore_newest(run_dir: Path, abstract: TrainState, *, plan_hash: str | None) -> tuple[TrainState, int] | None:
     """The newest complete state and its next global row, or None when the run has saved nothing yet.
+
+    `plan_hash` None: whatever plan it was trained on.
 
     Raises CheckpointError when it belongs to another model or another data plan, or cannot be read.
     """
@@ -118,10 +120,11 @@ def restore_newest(run_dir: Path, abstract: TrainState, *, plan_hash: str) -> tu
         return None
     path = run_dir / "checkpoints" / str(steps[-1])
     data = load_items(path, {"data": None})["data"]
-    if data["plan_hash"] != plan_hash:
+    if plan_hash is not None and data["plan_hash"] != plan_hash:
         raise CheckpointError(
             f"{path} was trained on data plan {data['plan_hash'][:12]}, this recipe gives {plan_hash[:12]}: the next "
-            "batches would not be the ones it owes. Restore the recipe and data, or use another run.dir"
+            "batches would not be the ones it owes. Restore the recipe and data, use another run.dir, or set "
+            "data.changed_plan to accept"
         )
     items = load_items(path, {"params": abstract.params, "opt_state": abstract.opt_state})
     step = jax.numpy.asarray(steps[-1], jax.numpy.int32)

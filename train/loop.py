@@ -42,6 +42,8 @@ class TrainJob:
     """K of each step of the run: for how many positions of a row its batch needs logits. From `head_positions`."""
     meta: dict[str, Any]
     """Saved with every checkpoint: model config, resolved recipe, hashes, tables, versions."""
+    accepts_changed_plan: bool = False
+    """Whether a run goes on at the row it has come to where the plan is another one by now."""
     shares_after: SharesAfter | None = None
     """Shares of languages and sources in the first so many rows of the run; logged beside the losses by language."""
     load_params: Callable[[AxisRules], Params] | None = None
@@ -95,7 +97,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
 def start_state(job: TrainJob, tx: optax.GradientTransformation) -> tuple[TrainState, int, int | None]:
     """The state to go on from, its next global row, and the step it was restored from (None: a fresh run)."""
     abstract = abstract_state(job.spec.model, job.spec.axes, tx)
-    restored = restore_newest(job.run_dir, abstract, plan_hash=job.plan_hash)
+    restored = restore_newest(
+        job.run_dir, abstract, plan_hash=None if job.accepts_changed_plan else job.plan_hash
+    )
     if restored is not None:
         state, next_row = restored
         return state, next_row, int(state.step)
@@ -147,7 +151,12 @@ def run_training(job: TrainJob, *, open_batches, show: ShowStep, on_start=None) 
     with stop_on_signals() as stop, saver:
         try:
             writer.write_start(
-                outcome.step, {"devices": jax.device_count(), "mesh": dict(jax.sharding.get_mesh().shape)}
+                outcome.step,
+                {
+                    "devices": jax.device_count(),
+                    "mesh": dict(jax.sharding.get_mesh().shape),
+                    "plan_hash": job.plan_hash,
+                },
             )
             if resumed_from is None and saver.is_due(0, last=job.steps):
                 saver.save(state, step=0, next_row=0)

@@ -14,7 +14,7 @@ from data.config import DataConfig, PackingConfig, TokenizerConfig
 from data.fingerprint import fingerprint_inputs
 from data.mixture_config import MixtureConfig
 from data.pipeline import make_batches
-from data.prepare import prepare
+from data.prepare import Watch, prepare
 from data.schema import DataError
 from data.source_config import FileSource, LanguageRule, MessageTemplate
 from data.tokenizer import save_tokenizer, train_tokenizer
@@ -314,3 +314,14 @@ def test_the_fingerprint_notices_every_setting_that_matters(root):
         file.write("{}\n")
     others.append(fingerprint_inputs(config, TOKENIZER, 0))
     assert len({base, *others}) == 6
+
+
+def test_a_changed_plan_is_taken_where_the_recipe_says_so(root, run_dir):
+    first = run(make_config(root), run_dir)
+    notices = []
+    changed = make_config(root, mixture=MixtureConfig(language_weights={"sw": 3.0}), changed_plan="accept")
+    second = run(changed, run_dir, watch=Watch(notice=notices.append))
+    assert second.plan.hash != first.plan.hash
+    assert f"the plan changes from {first.plan.hash[:12]} to {second.plan.hash[:12]}" in notices[-1]
+    with pytest.raises(DataError, match="another tokenizer"):
+        run(changed, run_dir, tokenizer=TokenizerConfig(vocab_size=340))

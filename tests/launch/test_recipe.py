@@ -281,7 +281,8 @@ def test_a_kill_while_writing_leaves_the_recipe_that_was_there(tmp_path, recipe_
 FREE = [
     "run.dir=elsewhere", "compute.dtype=bfloat16", "compute.remat=block", "mesh.tensor=2",
     "checkpoint.save_every=7",
-    "data.workers=2", "data.prefetch=5", "data.root=/data", "train.log_every=3", "train.tensorboard=false",
+    "data.workers=2", "data.prefetch=5", "data.root=/data", "data.store=/store", "data.prepare_workers=3",
+    "data.changed_plan=refuse", "train.log_every=3", "train.tensorboard=false",
     "train.microbatches=4",
 ]  # fmt: skip
 
@@ -313,6 +314,15 @@ def test_another_recipe_s_run_is_refused_with_what_differs(tmp_path, recipe_file
         check_same_run(load_recipe(recipe_file, [override]), tmp_path)
     assert message in str(caught.value)
     assert "Use another run.dir, or give the values it was started with" in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["run.seed=3", "data.mixture.temperature=2", "data.packing.row_length=64"])
+def test_data_may_change_where_the_recipe_accepts_another_plan_and_nothing_else_may(tmp_path, recipe_file, override):
+    write_recipe(load_recipe(recipe_file), tmp_path / "recipe.yaml")
+    accepting = ["data.changed_plan=accept", "data.mixture.language_weights={}", override]
+    check_same_run(load_recipe(recipe_file, accepting), tmp_path)
+    with pytest.raises(RecipeError, match=r"optim.learning_rate: 0.001 there, 0.002 here"):
+        check_same_run(load_recipe(recipe_file, [*accepting, "optim.learning_rate=2e-3"]), tmp_path)
 
 
 def test_an_empty_directory_holds_no_other_run(tmp_path, recipe_file):

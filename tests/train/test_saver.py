@@ -181,6 +181,12 @@ def test_another_plan_is_refused(saved_run, one_device):
         restore(saved_run[0], plan_hash="other")
 
 
+def test_another_plan_is_taken_where_the_caller_takes_any(saved_run, one_device):
+    restored = restore(saved_run[0], plan_hash=None)
+    assert restored is not None
+    assert restored[1] == restore(saved_run[0])[1]
+
+
 def test_a_run_that_saved_nothing_restores_nothing(tmp_path, one_device):
     assert restore(tmp_path) is None
 
