@@ -281,7 +281,8 @@ def test_a_kill_while_writing_leaves_the_recipe_that_was_there(tmp_path, recipe_
 FREE = [
     "run.dir=elsewhere", "compute.dtype=bfloat16", "compute.remat=block", "mesh.tensor=2",
     "checkpoint.save_every=7",
-    "data.workers=2", "data.prefetch=5", "data.root=/data", "train.log_every=3", "train.tensorboard=false",
+    "data.workers=2", "data.prefetch=5", "data.root=/data", "data.store=/tokens",
+    "data.prepare_workers=1", "train.log_every=3", "train.tensorboard=false",
     "train.microbatches=4",
 ]  # fmt: skip
 
