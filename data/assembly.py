@@ -59,6 +59,7 @@ def assemble(
     _check_dropped(config, shards, dropped, bad_rows)
     if not kept_N.any():
         raise DataError(f"no example is left to train on: {_describe(dropped, config, bad_rows)}")
+    _check_lost_languages(gathered, kept_N, cleaning, dropped, bad_rows)
     arrays = {name: gathered.arrays[name][kept_N].astype(kind) for name, kind in ARRAYS.items()}
     shard_list = ShardList(
         id_bytes=id_bytes_for(chat.tokenizer.vocab_size),
@@ -247,6 +248,28 @@ def _check_dropped(
                 f"row, {bad} bad), more than data.max_dropped={config.max_dropped:g}; raise "
                 "data.packing.row_length or data.max_dropped"
             )
+
+
+def _check_lost_languages(
+    gathered: _Gathered, kept_N: np.ndarray, cleaning: CleaningReport, dropped: tuple[Dropped, ...], bad_rows: BadRows
+) -> None:
+    """Raises DataError if cleaning or a `limit` leaves nothing of a language; `build_plan` knows the other reasons."""
+    kept = {gathered.languages[index] for index in np.unique(gathered.arrays["language"][kept_N]).tolist()}
+    judged = {language for languages in cleaning.checked.values() for language in languages}
+    told = {item.language for item in dropped} | set(bad_rows.by_language())
+    lost = sorted((judged | set(gathered.languages)) - kept - told - {""})
+    if not lost:
+        return
+    causes = [
+        f"data.cleaning.{predicate}"
+        for predicate, counts in cleaning.dropped.items()
+        if any(language in languages for languages in counts.values() for language in lost)
+    ]
+    causes += [f"`limit` of source {name!r}" for name, counts in bad_rows.left_out.items() if counts["limit"]]
+    raise DataError(
+        f"no example of {', '.join(lost[:12])}{f' and {len(lost) - 12} more' if len(lost) > 12 else ''} is left after "
+        f"{', '.join(causes)}, so these languages would get nothing; loosen that, or leave them out with `where`"
+    )
 
 
 def _describe(dropped: tuple[Dropped, ...], config: DataConfig, bad_rows: BadRows) -> str:

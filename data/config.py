@@ -56,8 +56,8 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     max_dropped: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.1
     """Largest share of a source's rows that may be skipped or dropped as overlong before the run refuses."""
     changed_plan: Literal["refuse", "accept"] = "refuse"
-    """What a run does when its data, mixture or seed give other rows than those it was started with. `accept`: it goes on
-    at the row it has come to, of the new plan; tokenizer and template must be the same."""
+    """What a run does when its data, mixture or seed give other rows than those it was started with. `accept`: it goes
+    on at the row it has come to, of the new plan; tokenizer and template must be the same."""
     store: str | None = None
     """Folder of tokenised rows, in shards named by the hash of all they are made from; many runs may share it, and what
     is not needed any more can be deleted. On several hosts, one that all of them see. None: polytune's cache folder."""

@@ -4,10 +4,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
+import msgspec
+
 from data.bad_rows import BadRows
 from data.config import DataConfig
 from data.encoding import SourceSetup, load_conversations
-from data.schemas.converter import SAMPLE_ROWS, TREE, make_converter
+from data.schemas.converter import SAMPLE_ROWS, TREE, Converter, make_converter
 from data.source_config import FileSource, LossConfig, Source
 from data.source_rows import find_source_files, iter_source_chunks, sample_rows
 from data.sources import check_sources, load_source
@@ -20,7 +22,8 @@ class OpenedSource(NamedTuple):
     source: Source
     setup: SourceSetup
     form: str
-    """How rows spell conversations; "" where the source is loaded as a whole."""
+    """How rows spell conversations, as the first of them show it (`_describe_reading`); "" where the source is loaded
+    as a whole."""
     notices: tuple[str, ...]
     works: Callable[[], Iterator[Work]]
     size: int
@@ -59,7 +62,16 @@ def _open(source: Source, index: int, config: DataConfig) -> OpenedSource:
         return group_chunks(index, iter_source_chunks(source, files))
 
     setup = SourceSetup(source.name, source.loss, converter)
-    return OpenedSource(source, setup, converter.form, converter.notices, works, size)
+    return OpenedSource(source, setup, _describe_reading(converter), converter.notices, works, size)
+
+
+def _describe_reading(converter: Converter) -> str:
+    """All that a converter took from the first rows: form, columns, fields not to meet, where the language stands.
+
+    A later row is read by it, so it is part of what that row's shard is made from.
+    """
+    shape = converter.shape
+    return msgspec.json.encode((shape.form, shape.columns, shape.unseen, converter.rule), order="sorted").decode()
 
 
 def _open_whole(

@@ -24,7 +24,7 @@ def check_sources(dataset: Examples, config: DataConfig) -> None:
             continue
         dropped = [item for item in dataset.facts.dropped if item.source == name]
         if not dropped:
-            raise DataError(f"source {name!r} gave no example; check its path, `where` and bad rows")
+            raise DataError(f"source {name!r} gave no example; check its path, `where`, bad rows and data.cleaning")
         shortest = min(item.shortest for item in dropped)
         raise DataError(
             f"all {sum(item.count for item in dropped)} rows of source {name!r} were dropped: the "

@@ -185,8 +185,8 @@ def _check_same_plan(plan: Plan, run_dir: Path, config: DataConfig, watch: Watch
         return
     if config.changed_plan == "accept":
         watch.notice(
-            f"the plan changes from {existing.hash[:12]} to {plan.hash[:12]} (data.changed_plan=accept): the run goes on "
-            "at the row it has come to, of the new one"
+            f"the plan changes from {existing.hash[:12]} to {plan.hash[:12]} (data.changed_plan=accept): the run goes "
+            "on at the row it has come to, of the new one"
         )
         return
     raise DataError(

@@ -11,8 +11,9 @@ from rich.progress import Progress as Bar
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from data.prepare import Prepared, Watch, prepare
+from data.storage import is_remote
 from data.works import Progress
-from launch.config import Recipe
+from launch.config import Recipe, RecipeError
 from launch.origin import Origin
 from launch.runtime import cache_dir
 
@@ -41,8 +42,14 @@ def prepare_recipe(recipe: Recipe, origin: Origin, *, run_dir: Path, console: Co
 
 
 def store_of(recipe: Recipe) -> Path:
-    """Where tokenised rows are kept: `data.store`, or polytune's cache folder."""
-    return Path(recipe.data.store) if recipe.data.store is not None else cache_dir() / "prepared"
+    """Where tokenised rows are kept: `data.store`, or polytune's cache folder. Raises RecipeError for a URL."""
+    store = recipe.data.store
+    if store is not None and is_remote(store):
+        raise RecipeError(
+            f"data.store {store} is a URL, but training reads single rows of it at random: give a folder of a disk, or "
+            "a bucket that is mounted as one"
+        )
+    return Path(store.removeprefix("file://")) if store is not None else cache_dir() / "prepared"
 
 
 def print_notice(notice: str, console: Console) -> None:

@@ -202,6 +202,26 @@ def test_duplicates_and_rows_that_cleaning_refuses_are_left_out_with_reasons(mak
     ]
 
 
+@pytest.mark.parametrize(
+    ("fields", "cause"),
+    [
+        ({"cleaning": CleaningConfig(length=LengthLimits(min_answer=3))}, r"data\.cleaning\.length"),
+        (
+            {"cleaning": CleaningConfig(exact_duplicates=ExactDuplicates(part="answer", scope="all"))},
+            "exact_duplicates",
+        ),
+        ({"limit": 2}, "`limit` of source 's'"),
+    ],
+)
+def test_a_language_of_which_cleaning_or_a_limit_leaves_nothing_is_an_error(make, fields, cause):
+    """As with bad rows and overlong ones: a language must not vanish from the table without a word."""
+    rows = {"s": [("a?", "one", "en"), ("b?", "two", "en"), ("c?", "tat", "en"), ("d?", "wa", "sw"), ("e?", "x", "en")]}
+    if "exact" in cause:
+        rows = {"s": [("a?", "one", "en"), ("b?", "one", "sw")]}
+    with pytest.raises(DataError, match=rf"no example of sw is left after .*{cause}.*leave them out with `where`"):
+        make(rows, **fields)
+
+
 SMALL = make_dataset([([1, 5, 6], [1, 3, 4], [0, 0, 1], 1, 1), ([1, 9], [1, 4], [0, 1], 2, 3)])
 
 
