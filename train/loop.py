@@ -97,9 +97,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
 def start_state(job: TrainJob, tx: optax.GradientTransformation) -> tuple[TrainState, int, int | None]:
     """The state to go on from, its next global row, and the step it was restored from (None: a fresh run)."""
     abstract = abstract_state(job.spec.model, job.spec.axes, tx)
-    restored = restore_newest(
-        job.run_dir, abstract, plan_hash=None if job.accepts_changed_plan else job.plan_hash
-    )
+    restored = restore_newest(job.run_dir, abstract, plan_hash=None if job.accepts_changed_plan else job.plan_hash)
     if restored is not None:
         state, next_row = restored
         return state, next_row, int(state.step)
