@@ -133,7 +133,7 @@ class Deadly:
 
 
 def test_a_worker_that_dies_is_an_error_that_says_what_to_do(meter):
-    with pytest.raises(DataError, match="a worker process ended while it counted.*fewer --workers"):
+    with pytest.raises(DataError, match=r"a worker process ended while it counted.*fewer --workers"):
         measure([talk(("user", "one"))], [meter._replace(tokenizer=Deadly())], workers=1)
 
 
