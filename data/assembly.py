@@ -32,6 +32,8 @@ class _Gathered(NamedTuple):
     """Columns of all shards laid end to end; ids index the tables."""
 
     arrays: dict[str, np.ndarray]
+    row_N: np.ndarray
+    """Which example is the first of the same row; others than itself only where `overlong` splits."""
     signatures: np.ndarray
     languages: tuple[str, ...]
     tasks: tuple[str, ...]
@@ -48,7 +50,7 @@ def assemble(
     """
     shards = [read_shard(store, key) for key in keys]
     sources = ("", *sorted(source.name for source in config.sources))
-    gathered = _gather(shards, sources)
+    gathered = _gather(shards, sources, is_split=config.packing.overlong == "split")
     bad_rows = _collect_losses(shards)
     cleaning = merge_reports((shard.facts.cleaning for shard in shards), max_listed=config.cleaning.max_listed)
     cleaning.notes += notes
@@ -93,7 +95,7 @@ def assemble(
     return Assembled(_with_hash(dataset), bad_rows, cleaning)
 
 
-def _gather(shards: Sequence[ShardTable], sources: tuple[str, ...]) -> _Gathered:
+def _gather(shards: Sequence[ShardTable], sources: tuple[str, ...], *, is_split: bool) -> _Gathered:
     languages = _table(name for shard in shards for name in shard.facts.languages)
     tasks = _table(name for shard in shards for name in shard.facts.tasks)
     files = {name: index for index, name in enumerate(dict.fromkeys(n for s in shards for n in s.facts.files))}
@@ -110,7 +112,22 @@ def _gather(shards: Sequence[ShardTable], sources: tuple[str, ...]) -> _Gathered
         first += facts.examples
     arrays = {name: np.concatenate([np.empty(0, ARRAYS[name]), *part]) for name, part in parts.items()}
     signatures = np.concatenate([shard.signatures for shard in shards])
-    return _Gathered(arrays, signatures, tuple(languages), tuple(tasks), tuple(files))
+    row_N = _find_rows(arrays, [shard.facts.examples for shard in shards], is_split=is_split)
+    return _Gathered(arrays, row_N, signatures, tuple(languages), tuple(tasks), tuple(files))
+
+
+def _find_rows(arrays: dict[str, np.ndarray], counts: Sequence[int], *, is_split: bool) -> np.ndarray:
+    """For each example the first that is of its row: parts of one stand side by side in one shard.
+
+    At lines 1 1 2 2 of two shards of 3 and 1 examples: 0 0 2 3.
+    """
+    row_N = np.arange(len(arrays["line"]))
+    if not is_split or not len(row_N):
+        return row_N
+    is_first_N = np.ones(len(row_N), bool)
+    is_first_N[1:] = (np.diff(arrays["line"]) != 0) | (np.diff(arrays["file"]) != 0)
+    is_first_N[np.cumsum([0, *counts[:-1]])[np.array(counts) > 0]] = True
+    return np.maximum.accumulate(np.where(is_first_N, row_N, 0))
 
 
 def _renumber(ids: np.ndarray, local: Sequence[str], table: dict[str, int]) -> np.ndarray:
@@ -138,9 +155,13 @@ def _drop_duplicates(
     if not gathered.signatures.shape[1]:
         return
     arrays = gathered.arrays
-    found = find_duplicates(config.cleaning, gathered.signatures, arrays["language"], arrays["source"])
-    kept_N[found.dropped_D] = False
-    for place, (dropped, kept) in enumerate(zip(found.dropped_D.tolist(), found.kept_D.tolist(), strict=True)):
+    # Parts of a row all have its signature, and are no duplicates of one another.
+    rows = np.unique(gathered.row_N)
+    signatures = gathered.signatures if len(rows) == len(kept_N) else gathered.signatures[rows]
+    found = find_duplicates(config.cleaning, signatures, arrays["language"][rows], arrays["source"][rows])
+    dropped_D, kept_D = rows[found.dropped_D], rows[found.kept_D]
+    kept_N[np.isin(gathered.row_N, dropped_D)] = False
+    for place, (dropped, kept) in enumerate(zip(dropped_D.tolist(), kept_D.tolist(), strict=True)):
         cleaning.note_dropped(
             DroppedRow(
                 predicate=found.predicate(place),
@@ -214,15 +235,16 @@ def _apply_limits(
     bad_rows: BadRows,
     sources: tuple[str, ...],
 ) -> None:
-    """Keeps at most `limit` examples of a source, evenly spaced over all of them."""
+    """Keeps at most `limit` rows of a source with all of their parts, evenly spaced over all of them."""
     for source in configured:
         limit = source.limit if isinstance(source, FileSource) else None
-        found_I = np.flatnonzero(kept_N & (gathered.arrays["source"] == sources.index(source.name)))
-        if limit is None or len(found_I) <= limit:
+        of_source_N = gathered.arrays["source"] == sources.index(source.name)
+        rows = np.unique(gathered.row_N[kept_N & of_source_N])
+        if limit is None or len(rows) <= limit:
             continue
-        bad_rows.left_out[source.name]["limit"] += len(found_I) - limit
-        kept_N[found_I] = False
-        kept_N[found_I[np.arange(limit) * len(found_I) // limit]] = True
+        bad_rows.left_out[source.name]["limit"] += len(rows) - limit
+        taken = rows[np.arange(limit) * len(rows) // limit]
+        kept_N[of_source_N & ~np.isin(gathered.row_N, taken)] = False
 
 
 def _check_dropped(

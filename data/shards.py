@@ -1,8 +1,8 @@
 """Encoded examples on disk: ArrayRecord shards, one record an example, with a table of lengths beside each.
 
 A shard is named by the hash of all it was made from, and is there as soon as its table is: the records are put in
-place first, the table last, each in one rename. So what a killed process leaves behind is never taken for a shard, and
-what it had finished is found again by the next one.
+place first, the table last, each on disk before its rename. So what a killed process or machine leaves behind is never
+taken for a shard, and what it had finished is found again by the next one.
 """
 
 import contextlib
@@ -108,12 +108,14 @@ def write_shard(
         for record in records:
             writer.write(record)
         writer.close()
+        size_bytes = _flush(scratch)
         os.replace(scratch, place)
         buffer = io.BytesIO()
         arrays: dict[str, Any] = {f"{name}_N": np.asarray(columns[name], dtype) for name, dtype in COLUMNS.items()}
         arrays |= {"facts": np.frombuffer(msgspec.json.encode(facts), np.uint8), "signatures": signatures}
-        np.savez(buffer, **arrays)
+        np.savez(buffer, **arrays, size_bytes=np.int64(size_bytes))
         scratch.write_bytes(buffer.getvalue())
+        _flush(scratch)
         os.replace(scratch, table_path(store, facts.key))
     except (OSError, RuntimeError, ValueError) as error:
         with contextlib.suppress(OSError):
@@ -128,13 +130,28 @@ def read_shard(store: Path, key: str) -> ShardTable:
         with np.load(io.BytesIO(path.read_bytes())) as arrays:
             facts = msgspec.json.decode(arrays["facts"].tobytes(), type=ShardFacts)
             columns = {name: arrays[f"{name}_N"] for name in COLUMNS}
-            signatures = arrays["signatures"]
+            signatures, size_bytes = arrays["signatures"], int(arrays["size_bytes"])
     except (OSError, ValueError, KeyError, EOFError, BadZipFile, msgspec.MsgspecError) as error:
         raise DataError(f"{path} is no complete table of a shard ({error}); delete it and prepare again") from error
-    whole = facts.format == FORMAT and facts.key == key and records_path(store, key).exists()
+    whole = facts.format == FORMAT and facts.key == key and _size_of(records_path(store, key)) == size_bytes
     if not whole or any(len(column) != facts.examples for column in columns.values()):
-        raise DataError(f"{path} is damaged, or its records are missing; delete it and prepare again")
+        raise DataError(f"{path} is damaged, or its records are missing or cut; delete it and prepare again")
     return ShardTable(facts, columns, signatures)
+
+
+def _flush(path: Path) -> int:
+    """Brings a file's content to the disk, where a rename alone may arrive before it; its size in bytes."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
+
+
+def _size_of(path: Path) -> int:
+    """Bytes of a file; -1 where there is none."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 def digest_records(records: Sequence[bytes]) -> str:

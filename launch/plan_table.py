@@ -16,6 +16,8 @@ from train.loop import TrainJob
 MOST_ROWS = 48
 # Languages or names shown on one line.
 MOST_NAMED = 8
+# Of a terminal, for the name of a language.
+LEAST_NAME_COLUMNS, MOST_NAME_COLUMNS = 8, 20
 
 
 class Share(NamedTuple):
@@ -66,10 +68,10 @@ def print_plan(summary: dict[str, Any], job: TrainJob, mesh: jax.sharding.Mesh, 
 def print_mixture(summary: dict[str, Any], console: Console) -> None:
     """Prints what will be seen: sources, languages, stages, what was left out."""
     unit = summary["unit"].replace("_", " ")
-    console.print(_source_table(share_by(summary["cells"], "source"), unit))
+    _print_whole(_source_table(share_by(summary["cells"], "source"), unit), console)
     languages = share_by(summary["cells"], "language")
     shown = sorted(languages, key=lambda tag: -languages[tag].planned_examples)
-    console.print(_language_table({tag: languages[tag] for tag in shown[:MOST_ROWS]}, unit))
+    _print_whole(_language_table({tag: languages[tag] for tag in shown[:MOST_ROWS]}, unit), console)
     if len(shown) > MOST_ROWS:
         console.print(f"... and {len(shown) - MOST_ROWS} languages with smaller shares, all in plan/plan.json")
     scripts = {script_of(tag) for tag in shown}
@@ -152,18 +154,32 @@ def _language_table(shares: dict[str, Share], unit: str) -> Table:
 
 
 def _new_table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     for column in columns:
-        # Fourteen, so that the numbers beside it fit a terminal of 80 columns.
-        table.add_column(column, no_wrap=True, max_width=14 if column == "language" else 20)
+        table.add_column(column, no_wrap=True, max_width=20)
     return table
+
+
+def _print_whole(table: Table, console: Console) -> None:
+    """Prints a table without cutting a number: names of languages take what room the other columns leave."""
+    widths = [max(console.measure(cell).maximum for cell in (column.header, *column.cells)) for column in table.columns]
+    named = [column.header == "language" for column in table.columns]
+    # A space stands between columns.
+    others = sum(width + 1 for width, is_name in zip(widths, named, strict=True) if not is_name)
+    for column, width, is_name in zip(table.columns, widths, named, strict=True):
+        if is_name:
+            column.max_width = min(MOST_NAME_COLUMNS, max(LEAST_NAME_COLUMNS, console.width - others))
+        else:
+            column.min_width = width if column.max_width is None else min(width, column.max_width)
+    # Where even that is too wide, lines go on: a number without its end is another number.
+    console.print(table, crop=False)
 
 
 def _add_numbers(table: Table, unit: str) -> None:
     table.caption = f"trained: tokens with loss; weight: share wanted, in {unit}; planned: share the rows really have"
     table.caption_justify = "left"
     for column in ("examples", "tokens", "trained", "weight", "planned", "epochs"):
-        table.add_column(column, justify="right", no_wrap=True, min_width=len(column))
+        table.add_column(column, justify="right", no_wrap=True)
 
 
 def _numbers(share: Share) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from collections import Counter
 
 import msgspec
 import numpy as np
@@ -9,12 +10,12 @@ import pytest
 from toy_dataset import make_dataset, store_dataset
 
 from data.chat import load_chat
-from data.cleaning_config import CleaningConfig, ExactDuplicates, LengthLimits
+from data.cleaning_config import CleaningConfig, ExactDuplicates, LengthLimits, NearDuplicates
 from data.config import DataConfig, PackingConfig, TokenizerConfig
 from data.dataset import ARRAYS, HASHED, find_missing_shards, hash_dataset, point_at_store, read_dataset
 from data.prepare import prepare
 from data.schema import Conversation, DataError, Turn
-from data.source_config import FileSource, LossConfig
+from data.source_config import FileSource, LanguageRule, LossConfig
 from data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
 ROWS = {
@@ -200,6 +201,46 @@ def test_duplicates_and_rows_that_cleaning_refuses_are_left_out_with_reasons(mak
     assert [(row["id"], row["detail"]) for row in report["listed"] if row["predicate"] == "exact_duplicates"] == [
         ("s.jsonl:1", "as b.jsonl:1")
     ]
+
+
+@pytest.fixture
+def split(tmp_path, tokenizer_dir):
+    """Prepares six conversations: every second one is too long for a row, and the fourth is the second again."""
+    lines = []
+    for n in (0, 1, 2, 1, 4, 5):
+        pairs = [(f"{n}?", f"{n}{turn}") for turn in range(10 if n % 2 else 1)]
+        texts = [("user", "assistant")[i % 2] for i in range(2 * len(pairs))], [text for pair in pairs for text in pair]
+        lines.append({"messages": [{"role": role, "content": text} for role, text in zip(*texts, strict=True)]})
+    (tmp_path / "talks.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+
+    def run(name="run", *, limit=None, **fields):
+        source = FileSource(name="s", path="talks.jsonl", limit=limit, language=LanguageRule(constant="en"))
+        packing = PackingConfig(row_length=32, overlong="split")
+        config = DataConfig(sources=(source,), root=str(tmp_path), packing=packing, **fields)
+        tokenizer = TokenizerConfig(path=str(tokenizer_dir))
+        return prepare(
+            config, tokenizer, steps=None, epochs=1, batch_rows=1, seed=0, run_dir=tmp_path / name,
+            store=tmp_path / "store",
+        )  # fmt: skip
+
+    return run
+
+
+def test_parts_of_a_split_row_are_no_duplicates_of_one_another(split):
+    """All parts have the signature of the whole row: each but the first was dropped as its duplicate."""
+    prepared = split(cleaning=CleaningConfig(exact_duplicates=ExactDuplicates(), near_duplicates=NearDuplicates()))
+    lines = Counter(prepared.dataset.line.tolist())
+    assert sorted(lines) == [1, 2, 3, 5, 6]
+    assert lines[2] == lines[6] > 1
+    assert prepared.plan.summary["cleaned"] == {"exact_duplicates": 1}
+
+
+def test_a_limit_counts_rows_and_keeps_all_parts_of_each(split):
+    everything = Counter(split().dataset.line.tolist())
+    some = split("fewer", limit=2)
+    assert everything[4] > 1
+    assert Counter(some.dataset.line.tolist()) == {line: everything[line] for line in (1, 4)}
+    assert some.dataset.facts.left_out == {"s": {"limit": 4}}
 
 
 @pytest.mark.parametrize(

@@ -149,6 +149,16 @@ def test_damaged_records_are_an_error_that_names_the_shard(tmp_path, damage):
         store.read(np.array([0, 1, 2]))
 
 
+@pytest.mark.parametrize("keep", [0, 1000, -1])
+def test_records_cut_by_a_crash_are_found_before_training_not_in_it(tmp_path, keep):
+    """A disk that was full or lost its power may keep a file's name and not its content."""
+    put(tmp_path, "aa", FIRST)
+    records = records_path(tmp_path, "aa")
+    records.write_bytes(records.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"aa\.npz is damaged, or its records are missing or cut; delete it and"):
+        read_shard(tmp_path, "aa")
+
+
 def test_a_store_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"cannot write prepared data to .*set data.store to another folder"):

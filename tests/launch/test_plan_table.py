@@ -31,7 +31,7 @@ CELLS = [
 ]
 
 
-def print_text(cells, **changed):
+def print_text(cells, width=160, **changed):
     summary = {
         "cells": cells,
         "unit": "target_tokens",
@@ -53,7 +53,7 @@ def print_text(cells, **changed):
         **changed,
     }
     spec = StepSpec(model=TOY, axes=AXES, compute=ComputeConfig(), num_languages=3, most_trained=24, microbatches=2)
-    console = Console(file=io.StringIO(), width=160)
+    console = Console(file=io.StringIO(), width=width)
     print_plan(summary, SimpleNamespace(spec=spec, most_trained_S=[8, 16, 8, 24]), mesh_of((4, 2)), console)
     return console.file.getvalue()
 
@@ -94,6 +94,27 @@ def test_a_long_table_is_cut_and_says_so():
     assert "... and 5 languages with smaller shares, all in plan/plan.json" in text
     assert f"overlong dropped: {MOST_ROWS + 5} (" in text
     assert f", {MOST_ROWS + 5 - 8} more languages)" in text
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 200])
+def test_names_give_way_and_no_number_loses_its_end(width):
+    """Cut after its point, "1.8" epochs is a number too: a log without a terminal has 80 columns."""
+    cells = [
+        make_cell("source", "zh-Hant", examples=1_234_567, planned=2_222_222),
+        make_cell("source", "nb", examples=234_567, planned=422_222),
+        make_cell("source", "ku", examples=9),
+    ]
+    text = print_text(cells, width)
+    numbers = ["1,234,567", "8,641,969", "3,703,701", "25.00%", "20.00%", "1.8"]
+    lines = [line.split() for line in text.splitlines() if line.startswith(("zh-Hant ", "nb "))]
+    assert next(line for line in lines if line[0] == "zh-Hant")[-7:] == ["Hant", *numbers]
+    assert next(line for line in lines if line[0] == "nb")[-7:] == [
+        "Latn", "234,567", "1,641,969", "703,701", "25.00%", "20.00%", "1.8",
+    ]  # fmt: skip
+    table = [line.rstrip() for line in text.splitlines() if line.startswith(("tag ", "zh-Hant ", "nb ", "ku "))]
+    assert len(table) == 4
+    assert all(len(line) <= max(width, 80) for line in table)
+    assert ("kurdî (kurmancî)" in text) == (width > 80)
 
 
 def make_stage(first, steps, **shares):
