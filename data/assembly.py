@@ -89,6 +89,7 @@ def assemble(
     )
     token_store = ShardStore(store, shard_list.keys, shard_list.counts, shard_list.id_bytes)
     dataset = _drop_unused(Dataset(facts=facts, store=token_store, directory=None, **arrays))
+    _check_lost_languages(dataset, bad_rows)
     return Assembled(_with_hash(dataset), bad_rows, cleaning)
 
 
@@ -247,6 +248,20 @@ def _check_dropped(
                 f"row, {bad} bad), more than data.max_dropped={config.max_dropped:g}; raise "
                 "data.packing.row_length or data.max_dropped"
             )
+
+
+def _check_lost_languages(dataset: Dataset, bad_rows: BadRows) -> None:
+    """A language all of whose rows are bad must not vanish from the table; of each, the first bad row is shown."""
+    lost: dict[str, BadRow] = {}
+    for row in bad_rows.rows:
+        if row.language and row.language not in dataset.facts.languages:
+            lost.setdefault(row.language, row)
+    if lost:
+        first = "; ".join(f"{tag}: {_name_bad(row)}" for tag, row in sorted(lost.items())[:3])
+        raise DataError(
+            f"every row of {', '.join(sorted(lost))} was skipped as bad, so these languages would get nothing ({first}). "
+            "Mend the rows, or leave those languages out with `where`"
+        )
 
 
 def _describe(dropped: tuple[Dropped, ...], config: DataConfig, bad_rows: BadRows) -> str:

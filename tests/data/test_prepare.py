@@ -314,3 +314,11 @@ def test_the_fingerprint_notices_every_setting_that_matters(root):
         file.write("{}\n")
     others.append(fingerprint_inputs(config, TOKENIZER, 0))
     assert len({base, *others}) == 6
+
+
+def test_a_language_all_of_whose_rows_are_bad_is_an_error_that_shows_one(root, run_dir):
+    """`every row of zu was skipped` without a place sends people through millions of rows."""
+    write_rows(root, extra=[json.dumps({"q": "1 and one?", "a": " ", "lang": "zu"})])
+    with pytest.raises(DataError, match=r"every row of zu was skipped as bad, .*\(zu: rows.jsonl:81: empty assistant"):
+        run(make_config(root, bad_rows="skip"), run_dir)
+    assert os.listdir(run_dir) == []
