@@ -171,7 +171,7 @@ def _pick(field: Field, seen: Mapping[str, Row], source: FileSource, form: Form,
         way = "in `tree:`" if form.name == "tree" else f"with `columns: {{{field.name}: NAME}}`"
         raise DataError(
             f"{place}: rows of form `{form.name}` need {field.name!r} (or {', '.join(field.aliases) or 'no other'}); "
-            f"fields are {show_names(seen)}; name it {way}"
+            f"fields are {show_names(seen)}; name it {way}{_show_first(seen)}"
         )
     return names[0] if names else field.name
 
@@ -249,6 +249,11 @@ def _seen(sample: Sequence[Row]) -> dict[str, Row]:
             if not is_empty(value):
                 seen.setdefault(name, row)
     return seen
+
+
+def _show_first(seen: Mapping[str, Row]) -> str:
+    """Where the first row with any field stands, for the end of an error."""
+    return f" (the first row is {row.file}:{row.line})" if (row := next(iter(seen.values()), None)) else ""
 
 
 def _show_places(names: Sequence[str], seen: Mapping[str, Row]) -> str:

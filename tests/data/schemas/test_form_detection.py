@@ -195,7 +195,7 @@ def test_a_recipe_that_contradicts_itself_is_named_by_its_key(settings, message)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rows": "tree"}, r"rows of form `tree` need 'message_id' .*name it in `tree:`"),
+        ({"rows": "tree"}, r"rows of form `tree` need 'message_id' .*name it in `tree:` .the first row is rows.jsonl:1"),
         ({"rows": "instruction"}, r"`instruction` need 'instruction' \(or no other\); fields are text; .*columns"),
         (
             {"rows": "text", "columns": {"text": "txt"}},
