@@ -92,6 +92,7 @@ def assemble(
     )
     token_store = ShardStore(store, shard_list.keys, shard_list.counts, shard_list.id_bytes)
     dataset = _drop_unused(Dataset(facts=facts, store=token_store, directory=None, **arrays))
+    _check_bad_languages(dataset, bad_rows)
     return Assembled(_with_hash(dataset), bad_rows, cleaning)
 
 
@@ -292,6 +293,20 @@ def _check_lost_languages(
         f"no example of {', '.join(lost[:12])}{f' and {len(lost) - 12} more' if len(lost) > 12 else ''} is left after "
         f"{', '.join(causes)}, so these languages would get nothing; loosen that, or leave them out with `where`"
     )
+
+
+def _check_bad_languages(dataset: Dataset, bad_rows: BadRows) -> None:
+    """A language all of whose rows are bad must not vanish from the table; of each, the first bad row is shown."""
+    lost: dict[str, BadRow] = {}
+    for row in bad_rows.rows:
+        if row.language and row.language not in dataset.facts.languages:
+            lost.setdefault(row.language, row)
+    if lost:
+        first = "; ".join(f"{tag}: {_name_bad(row)}" for tag, row in sorted(lost.items())[:3])
+        raise DataError(
+            f"every row of {', '.join(sorted(lost))} was skipped as bad, so these languages would get nothing ({first}). "
+            "Mend the rows, or leave those languages out with `where`"
+        )
 
 
 def _describe(dropped: tuple[Dropped, ...], config: DataConfig, bad_rows: BadRows) -> str:

@@ -17,6 +17,10 @@ RTL_SCRIPTS = frozenset(
     ("Adlm", "Arab", "Aran", "Hebr", "Mand", "Mend", "Nkoo", "Rohg", "Samr", "Syrc", "Thaa", "Yezi")
 )
 NOT_A_LANGUAGE = frozenset(("und", "mul", "mis", "zxx"))
+SHOWN_CHARACTERS = 60
+"""How much of what is no language an error shows."""
+LONGEST_NAME = 60
+"""Names and tags that are longer resemble none."""
 
 
 class LanguageError(DataError):
@@ -167,13 +171,21 @@ def _locale(standard: str) -> babel.Locale | None:
 
 def _not_text(value: object) -> str:
     hint = "; YAML and spreadsheets read a bare `no` as false, so quote it" if isinstance(value, bool) else ""
-    return f"language tag {value!r} is not text but {type(value).__name__}{hint}"
+    return f"language tag{_shorten(value)} is not text but {type(value).__name__}{hint}"
+
+
+def _shorten(value: object) -> str:
+    try:
+        shown = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, lists in lists in lists
+        return ""
+    return f" {shown if len(shown) <= SHOWN_CHARACTERS else f'{shown[:SHOWN_CHARACTERS]}...'}"
 
 
 def _explain(tag: str) -> str:
-    near = _suggestions(tag)
+    near = _suggestions(tag) if len(tag) <= LONGEST_NAME else []
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"{tag!r} is not a language tag; give BCP-47, ISO 639 or FLORES (`sw`, `swh`, `zho_Hant`){hint}"
+    return f"{_shorten(tag).lstrip()} is not a language tag; give BCP-47, ISO 639 or FLORES (`sw`, `swh`, `zho_Hant`){hint}"
 
 
 def _suggestions(tag: str) -> list[str]:

@@ -133,5 +133,6 @@ def _language_of(row: Row, converter: Converter) -> str:
 def _explain(name: str, bad_rows: BadRows) -> str:
     counts = dict(bad_rows.left_out[name])
     if bad := bad_rows.by_source().get(name):
-        counts[f"bad, the first because: {next(row.reason for row in bad_rows.rows if row.source == name)}"] = bad
+        first = next(row for row in bad_rows.rows if row.source == name)
+        counts[f"bad, the first because: {first.file}:{first.line}: {first.reason}"] = bad
     return "; ".join(f"{count} {reason}" for reason, count in counts.items()) or "it gave none"

@@ -10,7 +10,7 @@ from data.formats.rows import Row
 from data.schema import Conversation, DataError, Turn
 from data.schemas.converter import Converter
 from data.schemas.turns import check_turn, find_role
-from data.schemas.values import check_text, describe, show_names
+from data.schemas.values import SHOWN_CHARACTERS, check_text, describe, show_names
 from data.source_config import FileSource, TreeFields
 
 # Reasons for leaving a message out, as they stand in `BadRows.left_out`.
@@ -81,7 +81,7 @@ def _read_messages(rows: Iterable[Row], converter: Converter, *, bad_rows: BadRo
             message = _read_message(row, tree, converter)
             if message.id in messages:
                 first = messages[message.id].row
-                raise DataError(f"{tree.id} {message.id!r} is also at {first.file}:{first.line}")
+                raise DataError(f"{tree.id} {_shorten(message.id)} is also at {first.file}:{first.line}")
             messages[message.id] = message
         except DataError as error:
             note_bad(bad_rows, row, source=converter.source.name, reason=str(error))
@@ -127,7 +127,7 @@ def _reach(start: Message, children: Children) -> set[str]:
 def _explain_unreached(message: Message, messages: dict[str, Message]) -> str:
     """Why no root leads to a message: its own fault, or "" if a message above it is to blame."""
     if message.parent not in messages:
-        return f"parent {message.parent!r} is in no good row of the source"
+        return f"parent {_shorten(message.parent or '')} is in no good row of the source"
     above, seen = messages[message.parent], set[str]()
     while above.id not in seen and above.parent in messages:
         if above.id == message.id:
@@ -135,6 +135,11 @@ def _explain_unreached(message: Message, messages: dict[str, Message]) -> str:
         seen.add(above.id)
         above = messages[above.parent]
     return ""
+
+
+def _shorten(name: str) -> str:
+    """What a message is called, as an error says it."""
+    return repr(name if len(name) <= SHOWN_CHARACTERS else f"{name[:SHOWN_CHARACTERS]}...")
 
 
 def _make_conversation(path: list[Message], source: FileSource) -> Conversation:

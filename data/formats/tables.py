@@ -85,7 +85,7 @@ def _split_rows(blocks: Iterator[bytes], name: str, grammar: _Grammar) -> Iterat
     lines = split_lines(blocks)
     for content, size in lines:
         line += 1
-        if not content or content.isspace():
+        if not content.strip(b" \r"):
             blanks += 1
             continue
         yield from (Record(at, b"", BLANK) for at in range(line - blanks, line))

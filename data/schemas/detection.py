@@ -149,7 +149,7 @@ def _check_named(form: Form, source: FileSource, place: str) -> None:
         )
 
 
-def _pick(field: Field, seen: Mapping[str, int], source: FileSource, form: Form, place: str) -> str:
+def _pick(field: Field, seen: Mapping[str, Row], source: FileSource, form: Form, place: str) -> str:
     """What the rows call a field: what `columns` says, else the one of its names that they have."""
     if field.name in source.columns:
         name = source.columns[field.name]
@@ -163,14 +163,15 @@ def _pick(field: Field, seen: Mapping[str, int], source: FileSource, form: Form,
     names = [name for name in field.names if name in seen and name not in source.columns.values()]
     if len(names) > 1:
         raise DataError(
-            f"{place}: {' and '.join(map(repr, names))} could both be the {field.name} of source {source.name!r}; "
+            f"{place}: {' and '.join(map(repr, names))} could both be the {field.name} of source {source.name!r}, at "
+            f"{_show_places(names, seen)}; "
             f"say which with `columns: {{{field.name}: {names[0]}}}`"
         )
     if not names and field.required:
         way = "in `tree:`" if form.name == "tree" else f"with `columns: {{{field.name}: NAME}}`"
         raise DataError(
             f"{place}: rows of form `{form.name}` need {field.name!r} (or {', '.join(field.aliases) or 'no other'}); "
-            f"fields are {show_names(seen)}; name it {way}"
+            f"fields are {show_names(seen)}; name it {way}{_show_first(seen)}"
         )
     return names[0] if names else field.name
 
@@ -179,9 +180,13 @@ def _pick_keys(
     form: Form, columns: Mapping[str, str], source: FileSource, sample: Sequence[Row], place: str
 ) -> dict[str, str]:
     """What the messages of the sample call their role and content: the form's own keys, unless none has them."""
-    lists = [_messages_of(row.fields.get(name)) for row in sample for name in columns.values()]
-    messages = [message for found in lists for message in found if isinstance(message, dict)]
-    seen = {name: 1 for message in messages for name, value in message.items() if value is not None}
+    lists = [(row, _messages_of(row.fields.get(name))) for row in sample for name in columns.values()]
+    messages = [(row, message) for row, found in lists for message in found if isinstance(message, dict)]
+    seen: dict[str, Row] = {}
+    for row, message in messages:
+        for name, value in message.items():
+            if value is not None:
+                seen.setdefault(name, row)
     keys = {}
     for key, own in zip(MESSAGE_KEYS, form.keys or (), strict=True):
         others = tuple(name for name in MESSAGE_KEYS[key] if name != own)
@@ -204,7 +209,7 @@ def _messages_of(value: Any) -> list[Any]:
 
 
 def _refuse_lost(
-    form: Form, columns: Mapping[str, str], source: FileSource, seen: Mapping[str, int], place: str
+    form: Form, columns: Mapping[str, str], source: FileSource, seen: Mapping[str, Row], place: str
 ) -> None:
     """Refuses to read questions without what they are about, and unpaired preferences as if all were good."""
     lost: list[str] = sorted((LOST_CONTEXT & seen.keys()) - set(columns.values()))
@@ -213,7 +218,8 @@ def _refuse_lost(
     if lost:
         raise DataError(
             f"{place}: rows of source {source.name!r} read as `{form.name}` would leave out {show_names(lost)}; "
-            f"say `rows: {form.name}` if that is meant, or write `messages:` templates that use them"
+            f"say `rows: {form.name}` if that is meant, or write `messages:` templates that use them "
+            f"(first at {_show_places(lost, seen)})"
         )
 
 
@@ -235,14 +241,24 @@ def _tell_untrained(form: Form, columns: Mapping[str, str], source: FileSource, 
     return notices
 
 
-def _seen(sample: Sequence[Row]) -> dict[str, int]:
-    """Names that say something in any row of the sample, in the order met, and in how many rows."""
-    seen: dict[str, int] = {}
+def _seen(sample: Sequence[Row]) -> dict[str, Row]:
+    """Names that say something in any row of the sample, in the order met, each with the first row in which it does."""
+    seen: dict[str, Row] = {}
     for row in sample:
         for name, value in row.fields.items():
             if not is_empty(value):
-                seen[name] = seen.get(name, 0) + 1
+                seen.setdefault(name, row)
     return seen
+
+
+def _show_first(seen: Mapping[str, Row]) -> str:
+    """Where the first row with any field stands, for the end of an error."""
+    return f" (the first row is {row.file}:{row.line})" if (row := next(iter(seen.values()), None)) else ""
+
+
+def _show_places(names: Sequence[str], seen: Mapping[str, Row]) -> str:
+    """Where fields were met first."""
+    return " and ".join(dict.fromkeys(f"{seen[name].file}:{seen[name].line}" for name in names))
 
 
 def _explain_unknown(source: FileSource, sample: Sequence[Row], place: str) -> str:
@@ -258,5 +274,6 @@ def _explain_unknown(source: FileSource, sample: Sequence[Row], place: str) -> s
     forms = "; ".join(f"{form.name} ({', '.join(field.name for field in form.required)})" for form in FORMS)
     return (
         f"{opening}, which is none of the known forms: {forms}; tree (message_id, parent_id, role, text). Name the "
-        "fields of a form with `rows:` and `columns:`, or write `messages:` templates"
+        "fields of a form with `rows:` and `columns:`, or write `messages:` templates (the first row is "
+        f"{sample[0].file}:{sample[0].line})"
     )

@@ -6,7 +6,7 @@ from typing import Any
 from data.schema import TEXT_ROLE, DataError, Turn
 from data.schemas.messages import MessageKeys, read_messages
 from data.schemas.turns import add_system, check_turn, check_unicode, leave_untrained
-from data.schemas.values import describe, take_list, take_optional_text, take_text
+from data.schemas.values import describe, parse_json, take_list, take_optional_text, take_text
 
 Fields = Mapping[str, Any]
 Columns = Mapping[str, str]
@@ -47,7 +47,13 @@ def read_side(fields: Fields, name: str, columns: Columns, *, role: str) -> tupl
     """Returns the turns of a field that is a text, by `role`, or a list of messages, not an empty one."""
     value = fields.get(name)
     if not isinstance(value, list):
-        return (check_turn(Turn(role, take_text(fields, name)), f"field {name!r}"),)
+        text = take_text(fields, name)
+        if _spells_messages(text, columns):
+            raise DataError(
+                f"field {name!r} is a list of messages spelled as JSON text, which would be trained letter by letter; "
+                "keep the rows in a format that holds lists (JSON lines, Parquet), or as `messages`"
+            )
+        return (check_turn(Turn(role, text), f"field {name!r}"),)
     turns = read_messages(value, MessageKeys(columns["role"], columns["content"]), f"field {name!r}")
     if not turns:
         raise DataError(f"field {name!r} is a list without messages")
@@ -76,6 +82,18 @@ def read_text(fields: Fields, columns: Columns) -> tuple[Turn, ...]:
     if not text.strip():
         raise DataError(f"field {columns['text']!r} is empty")
     return (Turn(TEXT_ROLE, text),)
+
+
+def _spells_messages(text: str, columns: Columns) -> bool:
+    """Whether a text is JSON of a list of messages, as tables that hold texts alone end up with."""
+    if not text.lstrip().startswith("[{"):
+        return False
+    try:
+        found = parse_json(text, "")
+    except DataError:
+        return False
+    keys = {columns["role"], columns["content"]}
+    return isinstance(found, list) and all(isinstance(each, dict) and keys <= each.keys() for each in found)
 
 
 def _read_history(value: Any, name: str) -> list[Turn]:

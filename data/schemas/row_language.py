@@ -124,4 +124,7 @@ def _explain_none(sample: Sequence[Row]) -> str:
         for name in LANGUAGE_FIELDS:
             if not is_empty(row.fields.get(name)):
                 return f"name no language in `{name}` ({describe(row.fields[name])} at {row.file}:{row.line})"
-    return f"do not say their language; fields are {show_names(sample[0].fields if sample else ())}"
+    if not sample:
+        return "do not say their language"
+    first = sample[0]
+    return f"do not say their language; fields of {first.file}:{first.line} are {show_names(first.fields)}"

@@ -138,3 +138,10 @@ def test_a_name_that_is_another_languages_code_is_not_guessed(given):
 def test_what_names_no_language_is_refused(given):
     with pytest.raises(LanguageError):
         resolve(given)
+
+
+@pytest.mark.parametrize("tag", ["x" * 10_000, "en-" + "a" * 10_000, [["sw"] * 9] * 99, 10**5000], ids=type)
+def test_what_is_no_language_is_shown_in_a_line(tag):
+    """A whole document in the field of the language, and the error was the document."""
+    with pytest.raises(DataError, match=r"^[^\n]{20,250}$"):
+        resolve(tag)

@@ -325,3 +325,11 @@ def test_a_changed_plan_is_taken_where_the_recipe_says_so(root, run_dir):
     assert f"the plan changes from {first.plan.hash[:12]} to {second.plan.hash[:12]}" in notices[-1]
     with pytest.raises(DataError, match="another tokenizer"):
         run(changed, run_dir, tokenizer=TokenizerConfig(vocab_size=340))
+
+
+def test_a_language_all_of_whose_rows_are_bad_is_an_error_that_shows_one(root, run_dir):
+    """`every row of zu was skipped` without a place sends people through millions of rows."""
+    write_rows(root, extra=[json.dumps({"q": "1 and one?", "a": " ", "lang": "zu"})])
+    with pytest.raises(DataError, match=r"every row of zu was skipped as bad, .*\(zu: rows.jsonl:81: empty assistant"):
+        run(make_config(root, bad_rows="skip"), run_dir)
+    assert os.listdir(run_dir) == []

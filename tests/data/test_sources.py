@@ -147,7 +147,7 @@ def test_a_source_without_rows_is_refused_whatever_the_policy(tmp_path, policy):
 
 def test_every_row_bad_is_refused_with_the_first_reason(tmp_path):
     write(tmp_path, {"q": "Q", "lang": "en"})
-    with pytest.raises(DataError, match=r"every row .* 1 bad, the first because: .*'a' is undefined"):
+    with pytest.raises(DataError, match=r"every row .* 1 bad, the first because: .*[.]jsonl:1: .*'a' is undefined"):
         load(tmp_path, policy="skip")
 
 

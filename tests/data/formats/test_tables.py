@@ -102,3 +102,10 @@ def test_a_quote_without_end_does_not_fill_the_memory(tmp_path):
 def test_commas_and_quotes_in_a_tsv_are_text(tmp_path):
     [row] = read_bytes(tmp_path, b'q\ta\n1,2\t5" x\n', "x.tsv")
     assert row.fields == {"q": "1,2", "a": '5" x'}
+
+
+@pytest.mark.parametrize("end", ["", "\n"])
+def test_a_last_row_of_empty_fields_does_not_vanish_from_a_tsv(tmp_path, end):
+    """It is nothing but tabs, which used to pass for the blank line that files end with: gone, and not counted."""
+    (tmp_path / "x.tsv").write_bytes(f"q\ta\n1\t2\n\t{end}".encode())
+    assert read_fields(tmp_path / "x.tsv") == [{"q": "1", "a": "2"}, {"q": "", "a": ""}]

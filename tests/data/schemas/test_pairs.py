@@ -1,5 +1,7 @@
 """Instructions, prompts with completions, plain texts: literal turns and refusals."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,3 +95,12 @@ def test_a_completion_that_repeats_its_prompt_is_not_asked_twice():
 def test_a_value_that_is_no_text_is_refused_and_never_printed(fields, form, reason):
     with pytest.raises(DataError, match=reason):
         turns_of(fields, GOOD[form])
+
+
+def test_messages_that_a_table_spelled_as_json_are_refused_not_trained_letter_by_letter():
+    """A CSV of `prompt` and `completion` written from lists holds their JSON, which nobody wants a model to say."""
+    spelled = {"prompt": json.dumps(SAID[:1]), "completion": "Nzuri."}
+    with pytest.raises(DataError, match=r"field 'prompt' is a list of messages spelled as JSON text"):
+        turns_of(spelled, rows="prompt_completion")
+    for text in ('[{"a": 1}]', "[{", '[{"role": "user"}]', "[1]"):
+        assert turns_of(spelled | {"prompt": text}, rows="prompt_completion")[0].content == text
