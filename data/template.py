@@ -32,6 +32,7 @@ from data.encoded import (
 )
 from data.reading import Reader, ReadIds, make_reader, match_any, read_ids, select_ids
 from data.rendering import MANNER, compile_template, make_messages, parse_tools, render_messages
+from data.scaffolds import Scaffolds, make_key
 from data.schema import Conversation, DataError, Turn
 from data.source_config import LossConfig
 from data.spans import Messages, Spans, Tools, find_spans
@@ -148,7 +149,12 @@ class JinjaTemplate:
                 "the template leaves out the row's tools; use one that has a form for them, such as qwen2_5 or llama3, "
                 "or take them out of the row"
             )
-        spans = find_spans(render, messages, given, text, names=self._reader.names)
+        key = make_key(turns, given, is_prompt=is_prompt)
+        spans = None if key is None else self._scaffolds.find_spans(key, messages, text)
+        if spans is None:
+            spans = find_spans(render, messages, given, text, names=self._reader.names)
+            if key is not None:
+                self._scaffolds.learn(key, messages, text, spans)
         return text, spans
 
     def _check_trained(self, encoded: Encoded, text: str) -> None:
@@ -163,6 +169,10 @@ class JinjaTemplate:
         return render_messages(
             self._compiled, messages, variables=variables, add_generation_prompt=is_prompt, tools=tools
         )
+
+    @functools.cached_property
+    def _scaffolds(self) -> Scaffolds:
+        return Scaffolds()
 
     @functools.cached_property
     def _variables(self) -> dict[str, Any]:
