@@ -40,21 +40,20 @@ def read_spelling(pipeline: tokenizers.Tokenizer) -> Spelling | None:
     if pipeline.post_processor is not None and TRIMMING in pipeline.post_processor.__getstate__():
         spaces = [len(piece) - len(piece.rstrip(b" ")) if piece.strip(b" ") else 0 for piece in pieces]
     spelling = Spelling(tuple(pieces), np.array(list(map(len, pieces)), np.int64), np.array(spaces, np.int64))
-    ids = pipeline.encode(PROBE, add_special_tokens=False).ids
-    return None if locate_ids(spelling, ids, PROBE) is None else spelling
+    ids_T = np.array(pipeline.encode(PROBE, add_special_tokens=False).ids, np.int32)
+    return None if locate_ids(spelling, ids_T, PROBE) is None else spelling
 
 
-def locate_ids(spelling: Spelling, ids: list[int], text: str) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns the characters from which to which each id holds (int64, as long as `ids`), those before that no id holds
-    included; None where the ids do not spell the text, byte for byte, so that the pipeline has to say.
+def locate_ids(spelling: Spelling, ids_T: np.ndarray, text: str) -> tuple[np.ndarray, np.ndarray] | None:
+    """Returns from which character to which each id reaches, int64; a space that is trimmed goes to the id after it.
+    None where the ids do not spell the text, byte for byte, so that the pipeline has to say.
 
         text  a é b, ids of "a" + first byte of "é", its second byte, "b"  ->  starts 0 1 2, ends 2 2 3
     """
     content = text.encode()
     pieces = spelling.pieces
-    if b"".join([pieces[token] for token in ids]) != content:
+    if b"".join(map(pieces.__getitem__, ids_T.tolist())) != content:
         return None
-    ids_T = np.array(ids, np.int64)
     ends_T = np.cumsum(spelling.sizes_V[ids_T]) - spelling.trimmed_V[ids_T]
     starts_T = np.zeros_like(ends_T)
     starts_T[1:] = ends_T[:-1]

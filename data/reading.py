@@ -81,8 +81,8 @@ def select_ids(read: ReadIds, spans: Sequence[tuple[int, int]]) -> list[slice]:
     id read from no character belongs to the place it stands at.
     """
     starts, ends = np.array(spans, np.int64).reshape(-1, 2).T
-    firsts = np.searchsorted(np.maximum(read.ends_T, read.starts_T + 1), starts, side="right").tolist()
-    lasts = np.searchsorted(read.starts_T, ends, side="left").tolist()
+    firsts = np.maximum(read.ends_T, read.starts_T + 1).searchsorted(starts, side="right").tolist()
+    lasts = read.starts_T.searchsorted(ends, side="left").tolist()
     slices = []
     for (start, _), first, last in zip(spans, firsts, lasts, strict=True):
         while first < last and read.is_control_T[first] and read.starts_T[first] < start:
@@ -94,9 +94,8 @@ def select_ids(read: ReadIds, spans: Sequence[tuple[int, int]]) -> list[slice]:
 def _read_text(reader: Reader, text: str) -> ReadIds:
     """The ids of a text. Where they spell it they say themselves where they stand; else the tokenizer does."""
     if reader.spelling is not None:
-        ids = reader.tokenizer.encode_rendered(text)
-        if (places := locate_ids(reader.spelling, ids, text)) is not None:
-            ids_T = np.array(ids, np.int32)
+        ids_T = np.array(reader.tokenizer.encode_rendered(text), np.int32)
+        if (places := locate_ids(reader.spelling, ids_T, text)) is not None:
             return ReadIds(ids_T, *places, reader.is_control_V[ids_T])
     return _collect(reader, *reader.tokenizer.encode_rendered_offsets(text))
 
