@@ -1,5 +1,7 @@
 """One piece of work to one shard: rows are read, turned into conversations, checked, encoded and written."""
 
+import contextlib
+import gc
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +27,7 @@ from data.sources import convert_row
 from data.token_store import encode_record, id_bytes_for
 from data.works import Work
 
+OBJECTS_BETWEEN_COLLECTIONS = 100_000
 NO_LIMIT = 1 << 31
 """A row length that everything fits."""
 
@@ -94,13 +97,26 @@ def encode_work(setup: Setup, work: Work, key: str) -> Done:
     source = setup.sources[work.source]
     losses = _Losses(work, source.name, setup.cleaning.max_listed)
     examples: list[_Example] = []
-    for conversation in load_conversations(source, work, losses.bad_rows):
-        verdict = setup.checks.judge(conversation)
-        losses.cleaning.note(conversation, verdict)
-        if verdict.reason is None:
-            examples += _encode(setup, source, conversation, losses)
-    facts = _write(setup, source, key, examples, losses)
+    with _collecting_seldom():
+        for conversation in load_conversations(source, work, losses.bad_rows):
+            verdict = setup.checks.judge(conversation)
+            losses.cleaning.note(conversation, verdict)
+            if verdict.reason is None:
+                examples += _encode(setup, source, conversation, losses)
+        facts = _write(setup, source, key, examples, losses)
     return Done(key, facts.read, facts.tokens, next(iter(losses.bad_rows.rows), None))
+
+
+@contextlib.contextmanager
+def _collecting_seldom() -> Iterator[None]:
+    """Thousands of examples stay until their shard is written: looking them over for garbage after every 700 objects
+    made costs as much as making them."""
+    before = gc.get_threshold()
+    gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS, *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def load_conversations(source: SourceSetup, work: Work, bad_rows: BadRows) -> Iterator[Conversation]:

@@ -13,6 +13,7 @@ import tokenizers
 from data.hub_backend import Backend, build_backend
 from data.hub_control import choose_pad, find_control, hide_control
 from data.hub_files import CONFIG_FILE, TEMPLATE_FILE, TEMPLATE_FOLDER, find_template, read_files, write_files
+from data.hub_spelling import Spelling, read_spelling
 from data.schema import DataError
 from data.sentencepiece_tokenizer import PROBES, TABLE_FILE
 
@@ -101,7 +102,7 @@ class HubTokenizer:
 
         Raises DataError for a lone surrogate, and for text the vocabulary can spell by a control token alone.
         """
-        ids = self._encode(text).ids
+        ids = self._encode_ids(text)
         if self._matched.isdisjoint(ids):
             return ids
         pipeline, renumbered = self._content
@@ -115,14 +116,17 @@ class HubTokenizer:
 
         Raises DataError for a lone surrogate.
         """
-        return self._encode(text).ids
+        return self._encode_ids(text)
 
     def encode_rendered_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """As `encode_rendered`, with the span of each id in characters of the text.
 
         Raises DataError for a lone surrogate.
         """
-        encoding = self._encode(text)
+        try:
+            encoding = self._pipeline.encode(text, add_special_tokens=False)
+        except TypeError:
+            raise _refuse_surrogate(text) from None
         return encoding.ids, encoding.offsets
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -152,15 +156,21 @@ class HubTokenizer:
         }
         (directory / TABLE_FILE).write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
 
-    def _encode(self, text: str) -> tokenizers.Encoding:
+    def _encode_ids(self, text: str) -> list[int]:
         try:
-            return self._pipeline.encode(text, add_special_tokens=False)
+            # Of one text: only this call leaves out the offsets, which cost a third of it.
+            return self._pipeline.encode_batch_fast([text], add_special_tokens=False)[0].ids
         except TypeError:
-            raise DataError(f"text holds a lone surrogate, which no UTF-8 can spell: {text[:80]!r}") from None
+            raise _refuse_surrogate(text) from None
 
     def _find_named(self, name: str) -> int | None:
         spelled = self.special_tokens.get(name)
         return None if spelled is None else self._pipeline.token_to_id(spelled)
+
+    @functools.cached_property
+    def spelling(self) -> Spelling | None:
+        """What each id spells, where that tells where ids stand in a text."""
+        return read_spelling(self._pipeline)
 
     @functools.cached_property
     def _config(self) -> dict[str, Any]:
@@ -279,6 +289,10 @@ def _read_table(file: Path) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise DataError(f"{file.name} holds no JSON table; copy it again")
     return table
+
+
+def _refuse_surrogate(text: str) -> DataError:
+    return DataError(f"text holds a lone surrogate, which no UTF-8 can spell: {text[:80]!r}")
 
 
 def _is_template(name: str) -> bool:

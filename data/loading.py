@@ -59,7 +59,7 @@ def _open(source: Source, index: int, config: DataConfig) -> OpenedSource:
         return _open_whole(source, index, config, converter.notices, size=size)
 
     def works() -> Iterator[Work]:
-        return group_chunks(index, iter_source_chunks(source, files))
+        return group_chunks(index, iter_source_chunks(source, files), size)
 
     setup = SourceSetup(source.name, source.loss, converter)
     return OpenedSource(source, setup, _describe_reading(converter), converter.notices, works, size)

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from data.encoded import shorten
+from data.hub_spelling import Spelling, locate_ids
 from data.schema import DataError
 from data.spans import Spans
-from data.tokenizer import Tokenizer
+from data.tokenizer import HubTokenizer, Tokenizer
 
 
 class ReadIds(NamedTuple):
@@ -31,13 +32,17 @@ class Reader(NamedTuple):
     is_control_V: np.ndarray
     names: re.Pattern[str]
     """Matches a control token as it is spelled."""
+    spelling: Spelling | None
+    """Tells where ids stand; None where only the tokenizer can."""
+    bos_id: int | None
 
 
 def make_reader(tokenizer: Tokenizer) -> Reader:
     """Returns the reader of a tokenizer."""
     is_control_V = np.zeros(tokenizer.vocab_size, bool)
     is_control_V[list(tokenizer.control_ids.values())] = True
-    return Reader(tokenizer, is_control_V, match_any(tokenizer.control_ids))
+    spelling = tokenizer.spelling if isinstance(tokenizer, HubTokenizer) else None
+    return Reader(tokenizer, is_control_V, match_any(tokenizer.control_ids), spelling, tokenizer.bos_id)
 
 
 def match_any(names: Iterable[str]) -> re.Pattern[str]:
@@ -58,10 +63,10 @@ def read_ids(reader: Reader, text: str, spans: Spans) -> ReadIds:
                 f"turn {turn} spells the control token {found[0]!r}, and the template rewrites that turn, so it "
                 f"cannot be kept as text; take it out: {shorten(unknown)}"
             )
-    read = _collect(reader, *reader.tokenizer.encode_rendered_offsets(text))
+    read = _read_text(reader, text)
     if spelling := _find_spelled(text, spans.given, read):
         read = _read_pieces(reader, text, spelling)
-    bos = reader.tokenizer.bos_id
+    bos = reader.bos_id
     if bos is not None and np.any((read.ids_T[1:] == bos) & (read.ids_T[:-1] == bos)):
         raise DataError(
             f"two beginning-of-text tokens stand side by side; the template should write one: {shorten(text)}"
@@ -76,14 +81,23 @@ def select_ids(read: ReadIds, spans: Sequence[tuple[int, int]]) -> list[slice]:
     id read from no character belongs to the place it stands at.
     """
     starts, ends = np.array(spans, np.int64).reshape(-1, 2).T
-    firsts = np.searchsorted(np.maximum(read.ends_T, read.starts_T + 1), starts, side="right").tolist()
-    lasts = np.searchsorted(read.starts_T, ends, side="left").tolist()
+    firsts = np.maximum(read.ends_T, read.starts_T + 1).searchsorted(starts, side="right").tolist()
+    lasts = read.starts_T.searchsorted(ends, side="left").tolist()
     slices = []
     for (start, _), first, last in zip(spans, firsts, lasts, strict=True):
         while first < last and read.is_control_T[first] and read.starts_T[first] < start:
             first += 1
         slices.append(slice(first, max(first, last)))
     return slices
+
+
+def _read_text(reader: Reader, text: str) -> ReadIds:
+    """The ids of a text. Where they spell it they say themselves where they stand; else the tokenizer does."""
+    if reader.spelling is not None:
+        ids_T = np.array(reader.tokenizer.encode_rendered(text), np.int32)
+        if (places := locate_ids(reader.spelling, ids_T, text)) is not None:
+            return ReadIds(ids_T, *places, reader.is_control_V[ids_T])
+    return _collect(reader, *reader.tokenizer.encode_rendered_offsets(text))
 
 
 def _find_spelled(text: str, given: Sequence[tuple[int, int]], read: ReadIds) -> list[tuple[int, int]]:

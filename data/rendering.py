@@ -17,6 +17,9 @@ from data.schema import DataError, Turn
 # How templates are rendered, as data: a part of every template's hash.
 MANNER = {"version": 1, "trim_blocks": True, "lstrip_blocks": True, "trained": ["answer", "end of turn"]}
 
+DICT_NAMES = frozenset(dir(dict))
+"""Attributes that any table has; every other name is a field's."""
+
 
 def compile_template(source: str, *, name: str, date: str) -> jinja2.Template:
     """Returns the template, ready to render. `strftime_now` in it tells of `date`, an ISO day.
@@ -121,7 +124,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """Returns what the sandbox would."""
-        if type(obj) is dict and not hasattr(dict, attribute):
+        if type(obj) is dict and attribute not in DICT_NAMES:
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
         return super().getattr(obj, attribute)
 

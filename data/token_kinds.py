@@ -1,6 +1,5 @@
 """Which ids of a tokenizer are unknown tokens, and which spell no character by themselves."""
 
-import functools
 import json
 from typing import Any, Literal, NamedTuple
 
@@ -9,6 +8,7 @@ import sentencepiece
 import tokenizers
 
 from data.hub_backend import build_backend
+from data.hub_spelling import byte_of_letter
 from data.hub_tokenizer import HubTokenizer
 from data.schema import DataError
 from data.sentencepiece_tokenizer import SentencePieceTokenizer
@@ -91,7 +91,7 @@ def _is_byte_level(pipeline: tokenizers.Tokenizer) -> bool:
 
 def _is_text(piece: str) -> bool:
     """Whether a byte-level piece is whole characters: valid UTF-8 once its stand-ins are bytes again."""
-    table = _byte_of_letter()
+    table = byte_of_letter()
     try:
         bytes(table[letter] for letter in piece).decode()
     except KeyError:
@@ -99,15 +99,3 @@ def _is_text(piece: str) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-@functools.cache
-def _byte_of_letter() -> dict[str, int]:
-    """The byte that each letter of a byte-level vocabulary stands for: printable Latin-1 itself, the rest from U+0100.
-
-    Source: the alphabet of GPT-2's vocabulary, as `tokenizers.pre_tokenizers.ByteLevel.alphabet()` lists it.
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    letters = {chr(byte): byte for byte in printable}
-    return letters | {chr(0x100 + index): byte for index, byte in enumerate(others)}

@@ -9,9 +9,12 @@ from data.bad_rows import BadRow
 from data.formats.rows import Chunk
 from data.schema import Conversation
 
-WORK_BYTES = 8 << 20
+WORK_BYTES = 2 << 20
 WORK_ROWS = 10_000
-"""A piece of work ends with the chunk that reaches either."""
+"""A piece of work ends with the chunk that reaches either: soon, so that all processes have their share to the end."""
+SMALL_PIECES, MOST_GROWTH = 256, 16
+"""A source that would give more pieces than this has larger ones, up to so many times, so that a terabyte makes tens of
+thousands of shards and not half a million."""
 
 
 class Work(msgspec.Struct, frozen=True, kw_only=True):
@@ -50,16 +53,21 @@ class Progress(NamedTuple):
     shards: int
 
 
-def group_chunks(source: int, chunks: Iterable[Chunk]) -> Iterator[Work]:
-    """Yields pieces of work of consecutive chunks, files that are small together."""
+def group_chunks(source: int, chunks: Iterable[Chunk], size: int) -> Iterator[Work]:
+    """Yields pieces of work of consecutive chunks, files that are small together; `size` is that of all files in bytes.
+
+    How large pieces are depends on the source alone and goes by powers of two: a source that grows a little, or another
+    one beside it, leaves the shards that are there as they are.
+    """
+    growth = min(1 << (size // (WORK_BYTES * SMALL_PIECES)).bit_length(), MOST_GROWTH)
     waiting: list[Chunk] = []
-    size = rows = 0
+    held = rows = 0
     for chunk in chunks:
         waiting.append(chunk)
-        size, rows = size + len(chunk.payload), rows + chunk.rows
-        if size >= WORK_BYTES or rows >= WORK_ROWS:
+        held, rows = held + len(chunk.payload), rows + chunk.rows
+        if held >= growth * WORK_BYTES or rows >= growth * WORK_ROWS:
             yield Work(source=source, chunks=tuple(waiting))
-            waiting, size, rows = [], 0, 0
+            waiting, held, rows = [], 0, 0
     if waiting:
         yield Work(source=source, chunks=tuple(waiting))
 

@@ -23,6 +23,8 @@ BYTES_A_WORKER = 4 << 20
 """Starting a process pays from about this much text on."""
 WAITING = 2
 """Pieces of work a process has waiting, so that it never idles and memory stays flat."""
+PARALLELISM = "TOKENIZERS_PARALLELISM"
+"""Asked by `tokenizers` each time. Texts are encoded one by one: threads of its own would only hand each around."""
 
 _setup: list[Setup] = []
 """What a worker process was started with; empty in every other process."""
@@ -94,7 +96,7 @@ def _run(works: Iterator[tuple[Work, str]], setup: Setup, workers: int) -> Itera
     if not workers:
         for work, key in works:
             found = _find(setup, key)
-            yield _Job(work, key, found or encode_work(setup, work, key), found is not None)
+            yield _Job(work, key, found or _work_here(setup, work, key), found is not None)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(setup,)) as pool:
@@ -136,7 +138,20 @@ def _describe(work: Work) -> str:
     return f"{first.file.name} from row {first.first_row + 1} to {last.file.name} row {last.first_row + last.rows}"
 
 
+def _work_here(setup: Setup, work: Work, key: str) -> Done:
+    """As `_work`, in a process that has more to do."""
+    before = os.environ.get(PARALLELISM)
+    os.environ[PARALLELISM] = "false"
+    try:
+        return encode_work(setup, work, key)
+    finally:
+        del os.environ[PARALLELISM]
+        if before is not None:
+            os.environ[PARALLELISM] = before
+
+
 def _start_worker(setup: Setup) -> None:
+    os.environ[PARALLELISM] = "false"
     _setup.append(setup)
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from data.schema import DataError, Turn
+from data.schema import ROLES, DataError, Turn
 from data.schemas.tools import read_calls
-from data.schemas.turns import check_turn, find_role
+from data.schemas.turns import check_turn, find_role, is_unicode
 from data.schemas.values import check_text, describe, is_empty, show_names, take_list
 
 ROLE_KEYS = ("role", "from")
@@ -35,7 +35,7 @@ def read_messages(value: Any, keys: MessageKeys, place: str) -> tuple[Turn, ...]
     """
     turns = []
     for number, message in enumerate(take_list(value, place), start=1):
-        turn = _read_message(message, keys, f"{place}, message {number}")
+        turn = _read_plain(message, keys) or _read_message(message, keys, f"{place}, message {number}")
         if turn.role != "system" or turn.content.strip():
             turns.append(turn)
     return tuple(turns)
@@ -46,6 +46,16 @@ def refuse_media(fields: Mapping[str, Any], place: str) -> None:
     for name in MEDIA:
         if not is_empty(fields.get(name)):
             raise DataError(f"{place} has {name!r}: only text can be trained; leave such rows out with `where`")
+
+
+def _read_plain(message: Any, keys: MessageKeys) -> Turn | None:
+    """What `_read_message` makes of most messages: a role and some text, nothing else; None for any other."""
+    if type(message) is not dict or len(message) != 2:
+        return None
+    role, content = message.get(keys.role), message.get(keys.content)
+    if role not in ROLES or type(content) is not str or keys.role == keys.content:
+        return None
+    return Turn(role, content) if content.strip() and is_unicode(content) else None
 
 
 def _read_message(message: Any, keys: MessageKeys, place: str) -> Turn:

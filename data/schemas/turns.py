@@ -44,8 +44,20 @@ def check_turn(turn: Turn, place: str) -> Turn:
     if turn.role in ("user", "assistant") and not turn.content.strip() and not turn.tool_calls:
         raise DataError(f"empty {turn.role} turn ({place})")
     for text in (turn.content, turn.thoughts, turn.tool_calls, turn.tool_call_id, turn.name):
-        check_unicode(text, f"in the {turn.role} turn ({place})")
+        if not is_unicode(text):
+            check_unicode(text, f"in the {turn.role} turn ({place})")
     return turn
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text is free of halves of surrogate pairs, which no UTF-8 can hold."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_unicode(text: str, place: str) -> str:
