@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from data import fingerprint
 from data import prepare as preparing
 from data.chat import SHIPPED, load_chat, save_chat
 from data.config import DataConfig, PackingConfig, TokenizerConfig
@@ -314,3 +315,13 @@ def test_the_fingerprint_notices_every_setting_that_matters(root):
         file.write("{}\n")
     others.append(fingerprint_inputs(config, TOKENIZER, 0))
     assert len({base, *others}) == 6
+
+
+def test_another_python_with_other_unicode_tables_makes_its_own(root, monkeypatch):
+    """Normal forms and cases, which duplicates and phrases are found by, are Python's and change with it."""
+    base = fingerprint_inputs(make_config(root), TOKENIZER, 0)
+    monkeypatch.setattr(fingerprint.unicodedata, "unidata_version", "99.0.0")
+    fingerprint._versions_and_code.cache_clear()
+    other = fingerprint_inputs(make_config(root), TOKENIZER, 0)
+    fingerprint._versions_and_code.cache_clear()
+    assert other != base
