@@ -235,6 +235,16 @@ def test_parts_of_a_split_row_are_no_duplicates_of_one_another(split):
     assert prepared.plan.summary["cleaned"] == {"exact_duplicates": 1}
 
 
+def test_nothing_is_left_out_as_a_duplicate_of_an_example_that_no_row_holds(make):
+    """The first of two equal answers stands below a question too long for a row: the second one is trained."""
+    rows = {"s": [("a very long question " * 9, "one", "en"), ("b?", "one", "en"), ("c?", "one", "en")]}
+    cleaning = CleaningConfig(exact_duplicates=ExactDuplicates(part="answer"))
+    prepared = make(rows, cleaning=cleaning, overlong="drop")
+    assert prepared.dataset.line.tolist() == [2]
+    assert prepared.plan.summary["cleaned"] == {"exact_duplicates": 1}
+    assert prepared.plan.summary["dropped"] == {"en": 1}
+
+
 def test_a_limit_counts_rows_and_keeps_all_parts_of_each(split):
     everything = Counter(split().dataset.line.tolist())
     some = split("fewer", limit=2)
