@@ -55,8 +55,9 @@ def assemble(
     cleaning = merge_reports((shard.facts.cleaning for shard in shards), max_listed=config.cleaning.max_listed)
     cleaning.notes += notes
     kept_N = np.ones(len(gathered.arrays["positions"]), bool)
-    _drop_duplicates(config, gathered, kept_N, cleaning, sources)
+    # First, so that nothing is left out as a duplicate of what is then left out itself.
     dropped = _drop_overlong(config, gathered, kept_N, shards, sources)
+    _drop_duplicates(config, gathered, kept_N, cleaning, sources)
     _apply_limits(config.sources, gathered, kept_N, bad_rows, sources)
     _check_dropped(config, shards, dropped, bad_rows)
     if not kept_N.any():
@@ -157,7 +158,7 @@ def _drop_duplicates(
         return
     arrays = gathered.arrays
     # Parts of a row all have its signature, and are no duplicates of one another.
-    rows = np.unique(gathered.row_N)
+    rows = np.unique(gathered.row_N[kept_N])
     signatures = gathered.signatures if len(rows) == len(kept_N) else gathered.signatures[rows]
     found = find_duplicates(config.cleaning, signatures, arrays["language"][rows], arrays["source"][rows])
     dropped_D, kept_D = rows[found.dropped_D], rows[found.kept_D]

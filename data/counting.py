@@ -16,7 +16,7 @@ import numpy as np
 
 from data.batch import Role
 from data.encoded import Encoded
-from data.schema import TEXT_ROLE, Conversation, DataError, Turn
+from data.schema import TEXT_ROLE, Conversation, DataError, texts_of
 from data.statistics import LONGEST, Cell, CorpusStatistics, LongRow, TokenCounts, TokenizerFacts, order_longest
 from data.token_kinds import BYTES, UNKNOWN, TokenKinds, find_kinds
 from data.tokenizer import Tokenizer
@@ -44,11 +44,6 @@ class Meter(NamedTuple):
 class _Refused(NamedTuple):
     conversation: Conversation
     reason: str
-
-
-def texts_of(turn: Turn) -> tuple[str, ...]:
-    """What a turn says, as the row has it: its content, thoughts and calls, without those that are empty."""
-    return tuple(text for text in (turn.content, turn.thoughts, turn.tool_calls) if text)
 
 
 def make_meter(name: str, tokenizer: Tokenizer) -> Meter:

@@ -97,9 +97,9 @@ class Dataset(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     source: np.ndarray
     task: np.ndarray
     content_bytes: np.ndarray
-    """int64, UTF-8 bytes of all turns' content."""
+    """int64, UTF-8 bytes of what all turns say: contents, thoughts, calls."""
     characters: np.ndarray
-    """int64, code points of all turns' content."""
+    """int64, code points of the same."""
     record: np.ndarray
     """int64, which record of `store` holds the tokens."""
     file: np.ndarray

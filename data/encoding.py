@@ -19,7 +19,7 @@ from data.encoded import Encoded
 from data.fitting import Fitted, fit_example
 from data.formats.reading import read_chunk
 from data.formats.rows import BadLine
-from data.schema import Conversation, DataError
+from data.schema import Conversation, DataError, Turn, texts_of
 from data.schemas.converter import Converter
 from data.shards import COLUMNS, Overlong, ShardFacts, digest_records, write_shard
 from data.source_config import LossConfig
@@ -72,6 +72,9 @@ class RowFailure(RuntimeError):
 class _Example(NamedTuple):
     encoded: Encoded
     conversation: Conversation
+    """The row's, whole, where the example is a part of it."""
+    turns: tuple[Turn, ...]
+    """Those of the example."""
 
 
 class _Losses:
@@ -160,7 +163,7 @@ def _encode(setup: Setup, source: SourceSetup, conversation: Conversation, losse
     except Exception as error:
         raise _blame(conversation.id, error) from error
     _count_lost(fitted, conversation.language, losses)
-    return [_Example(encoded, conversation) for encoded in fitted.kept]
+    return [_Example(encoded, conversation, turns) for encoded, turns in zip(fitted.kept, fitted.said, strict=True)]
 
 
 def _count_lost(fitted: Fitted, language: str, losses: _Losses) -> None:
@@ -184,20 +187,20 @@ def _blame(place: str, error: Exception) -> RowFailure:
 
 def _write(setup: Setup, source: SourceSetup, key: str, examples: list[_Example], losses: _Losses) -> ShardFacts:
     id_bytes = id_bytes_for(setup.chat.tokenizer.vocab_size)
-    records = [encode_record(encoded, id_bytes) for encoded, _ in examples]
-    languages = sorted({conversation.language for _, conversation in examples})
-    places = [place_of(conversation) for _, conversation in examples]
+    records = [encode_record(example.encoded, id_bytes) for example in examples]
+    languages = sorted({example.conversation.language for example in examples})
+    places = [place_of(example.conversation) for example in examples]
     files = list(dict.fromkeys(file for file, _ in places))
     facts = ShardFacts(
         key=key,
         source=source.name,
         examples=len(examples),
-        tokens=sum(len(encoded.ids) for encoded, _ in examples),
+        tokens=sum(len(example.encoded.ids) for example in examples),
         id_bytes=id_bytes,
-        largest_id=max((int(encoded.ids.max()) for encoded, _ in examples), default=0),
+        largest_id=max((int(example.encoded.ids.max()) for example in examples), default=0),
         digest=digest_records(records),
         languages=tuple(languages),
-        tasks=tuple(sorted({conversation.task for _, conversation in examples})),
+        tasks=tuple(sorted({example.conversation.task for example in examples})),
         files=tuple(files),
         read=losses.bad_rows.read[source.name],
         left_out=dict(losses.bad_rows.left_out[source.name]),
@@ -213,13 +216,14 @@ def _write(setup: Setup, source: SourceSetup, key: str, examples: list[_Example]
 def _tabulate(examples: list[_Example], places: list[tuple[str, int]], facts: ShardFacts) -> dict[str, np.ndarray]:
     ids = {table: {name: index for index, name in enumerate(names)} for table, names in _tables(facts).items()}
     columns = {name: np.zeros(len(examples), dtype) for name, dtype in COLUMNS.items()}
-    for index, ((encoded, conversation), (file, line)) in enumerate(zip(examples, places, strict=True)):
+    for index, ((encoded, conversation, turns), (file, line)) in enumerate(zip(examples, places, strict=True)):
+        texts = [text for turn in turns for text in texts_of(turn)]
         columns["positions"][index] = len(encoded.ids) - 1
         columns["targets"][index] = np.count_nonzero(encoded.weights[1:])
         columns["language"][index] = ids["language"][conversation.language]
         columns["task"][index] = ids["task"][conversation.task]
-        columns["content_bytes"][index] = sum(len(turn.content.encode()) for turn in conversation.turns)
-        columns["characters"][index] = sum(len(turn.content) for turn in conversation.turns)
+        columns["content_bytes"][index] = sum(len(text.encode()) for text in texts)
+        columns["characters"][index] = sum(map(len, texts))
         columns["file"][index] = ids["file"][file]
         columns["line"][index] = line
     return columns
@@ -233,7 +237,7 @@ def _sign(config: CleaningConfig, examples: list[_Example]) -> np.ndarray:
     size = signature_size(config)
     if not size:
         return np.zeros((len(examples), 0), np.uint8)
-    signatures = b"".join(signature(config, conversation) for _, conversation in examples)
+    signatures = b"".join(signature(config, example.conversation) for example in examples)
     return np.frombuffer(signatures, np.uint8).reshape(-1, size)
 
 

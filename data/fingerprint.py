@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import unicodedata
 from importlib import metadata
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from data.works import Work
 # Packages whose contents or behaviour become training data.
 PACKAGES = (
     "polytune", "babel", "langcodes", "sentencepiece", "tokenizers", "jinja2", "pyarrow", "tensorflow-datasets",
-    "datasketch", "py3langid",
+    "datasketch", "py3langid", "fasttext", "fasttext-predict",
 )  # fmt: skip
 FREE = {"root": "", "changed_plan": "refuse", "workers": 0, "prefetch": 1, "prepare_workers": None, "store": None}
 """Fields of `DataConfig` that change nothing that is trained."""
@@ -76,7 +77,9 @@ def fingerprint_work(source_hash: str, work: Work) -> str:
 
 @functools.cache
 def _versions_and_code() -> tuple[tuple[tuple[str, str], ...], str]:
-    return tuple((name, _version(name)) for name in PACKAGES), _hash_code()
+    # Normal forms, cases and classes of characters come with Python.
+    versions = [("unicode", unicodedata.unidata_version), *((name, _version(name)) for name in PACKAGES)]
+    return tuple(versions), _hash_code()
 
 
 def _hash_code() -> str:

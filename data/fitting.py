@@ -14,7 +14,7 @@ import numpy as np
 
 from data.chat import ChatTemplate
 from data.encoded import Encoded, is_text, name_conversation, weigh_turns
-from data.schema import Conversation, DataError, Turn
+from data.schema import TEXT_ROLE, Conversation, DataError, Turn
 from data.source_config import LossConfig
 
 
@@ -29,6 +29,15 @@ class Fitted(NamedTuple):
     """Those of the turns that were cut; of a text, those of its end."""
     lost_turns: int
     """Turns that are in nothing that is kept."""
+    said: tuple[tuple[Turn, ...], ...]
+    """The turns of each that is kept; of a piece of a text, the text that it is to predict."""
+
+
+class _Piece(NamedTuple):
+    """Part of a conversation, as an example by itself."""
+
+    encoded: Encoded
+    turns: tuple[Turn, ...]
 
 
 class _Whole(NamedTuple):
@@ -64,7 +73,7 @@ def fit_example(
     encoded = chat.encode_conversation(conversation, loss)
     positions = len(encoded.ids) - 1
     if positions <= row_length:
-        return Fitted((encoded,), positions, 0, 0)
+        return Fitted((encoded,), positions, 0, 0, (conversation.turns,))
     if overlong == "error":
         raise DataError(
             f"{name_conversation(conversation)} ({conversation.language}) fills {positions} positions but "
@@ -72,16 +81,17 @@ def fit_example(
             "drop, truncate or split"
         )
     if overlong == "drop":
-        return Fitted((), positions, positions, len(conversation.turns))
+        return Fitted((), positions, positions, len(conversation.turns), ())
     if is_text(conversation):
-        return _cut_text(encoded, row_length, count=1 if overlong == "truncate" else None)
+        return _cut_text(encoded, chat, row_length, count=1 if overlong == "truncate" else None)
     whole = _Whole(_settle(conversation, loss), _find_ends(encoded, len(conversation.turns)), chat, loss, row_length)
     cut = _truncate if overlong == "truncate" else _split
     kept, lost = cut(whole)
     lost_positions = sum(whole.ends[turn] - (whole.ends[turn - 1] if turn else 0) for turn in lost)
     if not kept:
         lost, lost_positions = range(len(conversation.turns)), positions
-    return Fitted(tuple(kept), positions, min(lost_positions, positions), len(lost))
+    encodings, said = tuple(piece.encoded for piece in kept), tuple(piece.turns for piece in kept)
+    return Fitted(encodings, positions, min(lost_positions, positions), len(lost), said)
 
 
 def _settle(conversation: Conversation, loss: LossConfig) -> Conversation:
@@ -103,22 +113,22 @@ def _find_ends(encoded: Encoded, count: int) -> list[int]:
     return np.minimum(np.maximum.accumulate(ends_T), len(encoded.ids)).tolist()
 
 
-def _truncate(whole: _Whole) -> tuple[list[Encoded], list[int]]:
+def _truncate(whole: _Whole) -> tuple[list[_Piece], list[int]]:
     turns = whole.conversation.turns
     found = _find_longest(whole, 0, _list_answers(turns, 0, len(turns)), system=())
     if found is None:
         return [], list(range(len(turns)))
-    stop, encoded = found
-    return [encoded], list(range(stop, len(turns)))
+    stop, piece = found
+    return [piece], list(range(stop, len(turns)))
 
 
-def _split(whole: _Whole) -> tuple[list[Encoded], list[int]]:
+def _split(whole: _Whole) -> tuple[list[_Piece], list[int]]:
     turns = whole.conversation.turns
     opening = next(index for index, turn in enumerate(turns) if turn.role != "system")
     system, bounds = turns[:opening], _find_rounds(turns, opening)
     # A group ends with the last answer of a round; what a round says after it is lost.
     last_answers = [_list_answers(turns, start, stop)[-1:] for start, stop in itertools.pairwise(bounds)]
-    kept: list[Encoded] = []
+    kept: list[_Piece] = []
     lost: list[int] = []
     at = 0
     while at < len(bounds) - 1:
@@ -152,29 +162,29 @@ def _list_answers(turns: Sequence[Turn], start: int, stop: int) -> list[int]:
 
 def _find_longest(
     whole: _Whole, start: int, stops: Sequence[int], *, system: tuple[Turn, ...]
-) -> tuple[int, Encoded] | None:
+) -> tuple[int, _Piece] | None:
     """The last of `stops` (rising) at which the turns from `start` on, behind the system's, fit a row and train
-    something, and their ids; None if none does. The whole rendering says about where that is, so that seldom more than
+    something, as an example; None if none does. The whole rendering says about where that is, so that seldom more than
     two are rendered."""
     turns, ends = whole.conversation.turns, whole.ends
     trained = next((at for at in range(start, len(turns)) if turns[at].role == "assistant" and turns[at].train), None)
     stops = [] if trained is None else [stop for stop in stops if stop > trained]
     before = ends[start - 1] - (ends[len(system) - 1] if system else 0) if start else 0
 
-    def try_stop(index: int) -> Encoded | None:
+    def try_stop(index: int) -> _Piece | None:
         kept = msgspec.structs.replace(whole.conversation, turns=(*system, *turns[start : stops[index]]))
         encoded = whole.chat.encode_conversation(kept, whole.loss)
-        return encoded if len(encoded.ids) - 1 <= whole.row_length else None
+        return _Piece(encoded, kept.turns) if len(encoded.ids) - 1 <= whole.row_length else None
 
     guess = bisect.bisect_right([ends[stop - 1] - before for stop in stops], whole.row_length + 1) - 1
     found = _search_last(len(stops), max(guess, 0), try_stop)
     return None if found is None else (stops[found[0]], found[1])
 
 
-def _search_last(count: int, guess: int, try_index: Callable[[int], Encoded | None]) -> tuple[int, Encoded] | None:
+def _search_last(count: int, guess: int, try_index: Callable[[int], _Piece | None]) -> tuple[int, _Piece] | None:
     """The last of `count` indices that is accepted, those after one that is refused being refused too: from a guess in
     growing steps, then by halves."""
-    best: tuple[int, Encoded] | None = None
+    best: tuple[int, _Piece] | None = None
     low, high, step, at = 0, count, 1, guess
     while low < high:
         accepted = try_index(at)
@@ -190,7 +200,7 @@ def _search_last(count: int, guess: int, try_index: Callable[[int], Encoded | No
     return best
 
 
-def _cut_text(encoded: Encoded, row_length: int, *, count: int | None) -> Fitted:
+def _cut_text(encoded: Encoded, chat: ChatTemplate, row_length: int, *, count: int | None) -> Fitted:
     """A text's ids in pieces of `row_length` positions, the first `count` of them.
 
     ids 1 2 3 4 5 6 in rows of 2 become 1 2 3, 3 4 5 and 5 6: each id but the first is a target once.
@@ -203,4 +213,5 @@ def _cut_text(encoded: Encoded, row_length: int, *, count: int | None) -> Fitted
     for piece in pieces:
         piece.weights[0] = 0
     lost = positions - sum(len(piece.ids) - 1 for piece in pieces)
-    return Fitted(tuple(pieces), positions, lost, 0)
+    said = tuple((Turn(TEXT_ROLE, chat.tokenizer.decode(piece.ids[1:].tolist())),) for piece in pieces)
+    return Fitted(tuple(pieces), positions, lost, 0, said)

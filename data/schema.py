@@ -20,6 +20,11 @@ class Turn(msgspec.Struct, frozen=True):
     """Of the tool that answers."""
 
 
+def texts_of(turn: Turn) -> tuple[str, ...]:
+    """What a turn says, as the row has it: its content, thoughts and calls, without those that are empty."""
+    return tuple(text for text in (turn.content, turn.thoughts, turn.tool_calls) if text)
+
+
 class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     """Structured turns plus the facts that travel with every token.
 

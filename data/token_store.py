@@ -1,5 +1,7 @@
 """Tokens of encoded examples: how a record holds them, and random access to the records of many shards."""
 
+import errno
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,8 +15,11 @@ from data.encoded import Encoded
 from data.schema import DataError
 
 READER_OPTIONS = "readahead_buffer_size:0"
-OPEN_READERS = 512
-"""Shards kept open by a process; the least recently used is closed first."""
+MOST_OPEN = 8192
+"""Shards kept open by a process, where the system lets it; the least recently used is closed first. Opening one anew
+for every few examples is ten times slower."""
+SPARE_FILES = 128
+"""Files that the rest of a process may need."""
 ROLE_BITS = 3
 
 
@@ -80,6 +85,7 @@ class ShardStore:
         self._starts = np.concatenate(([0], np.cumsum(self.counts, dtype=np.int64)))
         self._open: OrderedDict[int, ArrayRecordReader] = OrderedDict()
         self._lock = threading.Lock()
+        self._most_open = count_openable()
 
     def __reduce__(self):
         return ShardStore, (self.store, self.keys, self.counts, self.id_bytes)
@@ -104,7 +110,12 @@ class ShardStore:
         try:
             with self._lock:
                 return self._reader(shard).read(inside)
-        except (RuntimeError, OSError, IndexError, ValueError) as error:
+        except OSError as error:
+            path = records_path(self.store, self.keys[shard])
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise DataError(f"{path}: {error.strerror}; raise the limit of open files (ulimit -n)") from error
+            raise DataError(f"{path} cannot be read ({error.strerror}); prepare again, which makes it anew") from error
+        except (RuntimeError, IndexError, ValueError) as error:
             path = records_path(self.store, self.keys[shard])
             table = table_path(self.store, self.keys[shard])
             raise DataError(
@@ -115,13 +126,22 @@ class ShardStore:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        reader = ArrayRecordReader(str(records_path(self.store, self.keys[shard])), READER_OPTIONS)
+        path = records_path(self.store, self.keys[shard])
+        if len(self._open) >= self._most_open:
+            self._open.popitem(last=False)[1].close()
+        # A file that cannot be opened looks like an empty one to the reader: the system's own word comes first.
+        with path.open("rb"):
+            reader = ArrayRecordReader(str(path), READER_OPTIONS)
         if reader.num_records() != self.counts[shard]:
             raise ValueError(f"it has {reader.num_records()} records instead of {self.counts[shard]}")
         self._open[shard] = reader
-        if len(self._open) > OPEN_READERS:
-            self._open.popitem(last=False)[1].close()
         return reader
+
+
+def count_openable() -> int:
+    """How many shards this process may keep open."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST_OPEN if limit == resource.RLIM_INFINITY else max(1, min(MOST_OPEN, limit - SPARE_FILES))
 
 
 def split_tokens(content: bytes, sizes: Sequence[int], id_bytes: int) -> Tokens:

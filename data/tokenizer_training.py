@@ -15,13 +15,15 @@ from data.sentencepiece_tokenizer import BOS, END, PAD, ROLE_PIECES, UNKNOWN, Se
 TRAINING_BREAKS = re.compile("[\0\t\n\r\u2585]+")
 TRAINING_LINE = 2000
 """Characters; the trainer counts positions inside a word in 16 bits."""
+MOST_CHARACTERS = 1 << 29
+"""Of all texts together: the trainer holds them in memory, several times over."""
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> SentencePieceTokenizer:
     """Returns a byte-pair tokenizer trained on texts: the same texts in the same order give the same bytes.
 
     Its `vocab_size` is smaller than `config.vocab_size` where the texts hold too few distinct pairs.
-    Raises DataError if there is no text, or more distinct characters than the vocabulary has room for.
+    Raises DataError if there is no text, too much of it, or more distinct characters than the vocabulary has room for.
     """
     lines = list(_training_lines(texts))
     if not lines:
@@ -59,7 +61,14 @@ def train_tokenizer(texts: Iterable[str], config: TokenizerConfig) -> SentencePi
 
 
 def _training_lines(texts: Iterable[str]) -> Iterator[str]:
+    characters = 0
     for text in texts:
+        characters += len(text)
+        if characters > MOST_CHARACTERS:
+            raise DataError(
+                f"the sources hold more than {MOST_CHARACTERS:,} characters, too much to train a tokenizer on in memory; "
+                "train one on a sample (`limit` of the sources, in a recipe of its own) and set tokenizer.path"
+            )
         for line in TRAINING_BREAKS.split(text):
             for start in range(0, len(line), TRAINING_LINE):
                 yield line[start : start + TRAINING_LINE]

@@ -88,8 +88,13 @@ def count_workers(asked: int | None, size: int) -> int:
     """How many processes prepare: as asked, else one a core where there is that much to do; 0 is this process."""
     if asked is not None:
         return asked
-    useful = min(os.cpu_count() or 1, size // BYTES_A_WORKER)
+    useful = min(_count_cores(), size // BYTES_A_WORKER)
     return useful if useful > 1 else 0
+
+
+def _count_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _run(works: Iterator[tuple[Work, str]], setup: Setup, workers: int) -> Iterator[_Job]:
@@ -126,8 +131,9 @@ def _finish(job: _Job) -> Done:
         return job.done.result()
     except BrokenProcessPool:
         raise DataError(
-            f"a process that prepares {_describe(job.work)} was killed, most likely for want of memory; set "
-            "data.prepare_workers lower. What is finished is kept"
+            f"a process that prepares {_describe(job.work)} ended by itself: killed, most likely for want of memory "
+            "(set data.prepare_workers lower), or not able to start (a script of your own needs `if __name__ == "
+            "'__main__':`, or data.prepare_workers=0). What is finished is kept"
         ) from None
 
 

@@ -50,7 +50,7 @@ def make(tmp_path, tokenizer_dir):
     """Prepares rows and gives what came of it."""
 
     def run(rows=ROWS, *, row_length=64, overlong="error", losses=None, limit=None, name="run", **fields):
-        write(tmp_path, rows)
+        write(tmp_path, {name: items for name, items in rows.items() if items})
         sources = tuple(
             FileSource(
                 name=source, path=f"{source}.jsonl", task=f"task {source}", limit=limit,
@@ -235,6 +235,16 @@ def test_parts_of_a_split_row_are_no_duplicates_of_one_another(split):
     assert prepared.plan.summary["cleaned"] == {"exact_duplicates": 1}
 
 
+def test_nothing_is_left_out_as_a_duplicate_of_an_example_that_no_row_holds(make):
+    """The first of two equal answers stands below a question too long for a row: the second one is trained."""
+    rows = {"s": [("a very long question " * 9, "one", "en"), ("b?", "one", "en"), ("c?", "one", "en")]}
+    cleaning = CleaningConfig(exact_duplicates=ExactDuplicates(part="answer"))
+    prepared = make(rows, cleaning=cleaning, overlong="drop")
+    assert prepared.dataset.line.tolist() == [2]
+    assert prepared.plan.summary["cleaned"] == {"exact_duplicates": 1}
+    assert prepared.plan.summary["dropped"] == {"en": 1}
+
+
 def test_a_limit_counts_rows_and_keeps_all_parts_of_each(split):
     everything = Counter(split().dataset.line.tolist())
     some = split("fewer", limit=2)
@@ -328,3 +338,15 @@ def test_where_rows_stand_and_what_files_are_called_changes_nothing_that_is_trai
     moved = msgspec.structs.replace(SMALL, line=SMALL.line + 1)
     moved = msgspec.structs.replace(moved, facts=msgspec.structs.replace(moved.facts, files=("other",)))
     assert hash_dataset(moved) == hash_dataset(SMALL)
+
+
+def test_parts_of_a_split_conversation_count_what_they_say_and_no_more(make, tmp_path):
+    """Each part once counted the bytes of the whole row: shares in bytes weighed such sources many times over."""
+    turns = [{"role": role, "content": f"{role[0]} {n}"} for n in range(8) for role in ("user", "assistant")]
+    (tmp_path / "s.jsonl").write_text(json.dumps({"messages": turns, "language": "en"}) + "\n", encoding="utf-8")
+    text = "".join(chr(97 + n % 26) for n in range(300))
+    (tmp_path / "t.jsonl").write_text(json.dumps({"text": text, "language": "en"}) + "\n", encoding="utf-8")
+    dataset = make({"s": [], "t": []}, row_length=40, overlong="split", root=str(tmp_path)).dataset
+    by_source = [int(dataset.content_bytes[dataset.source == source].sum()) for source in (1, 2)]
+    assert by_source == [sum(len(turn["content"]) for turn in turns), 300]
+    assert dataset.characters.tolist() == dataset.content_bytes.tolist()

@@ -64,11 +64,11 @@ def test_an_example_that_fits_is_kept_whole_whatever_the_policy():
         assert [each.ids.tolist() for each in fitted.kept] == [
             chat_of("control").encode_conversation(LONG).ids.tolist()
         ]
-        assert fitted[1:] == (27, 0, 0)
+        assert fitted[1:4] == (27, 0, 0)
 
 
 def test_dropping_and_refusing():
-    assert fit(LONG, row_length=26, overlong="drop") == ((), 27, 27, 9)
+    assert fit(LONG, row_length=26, overlong="drop") == ((), 27, 27, 9, ())
     with pytest.raises(
         DataError, match=r"test f.jsonl:3 \(sw\) fills 27 positions but data.packing.row_length is 26; set"
     ):
@@ -85,7 +85,7 @@ def test_dropping_and_refusing():
 def test_truncation_keeps_the_longest_beginning_that_ends_with_an_answer(row_length, kept, lost_positions, lost_turns):
     fitted = fit(LONG, row_length=row_length, overlong="truncate")
     assert [read(each) for each in fitted.kept] == ([] if kept is None else [kept])
-    assert fitted[1:] == (27, lost_positions, lost_turns)
+    assert fitted[1:4] == (27, lost_positions, lost_turns)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_truncation_keeps_the_longest_beginning_that_ends_with_an_answer(row_len
 def test_splitting_repeats_the_system_turn_and_trains_every_answer_once(row_length, kept):
     fitted = fit(LONG, row_length=row_length, overlong="split", loss=LossConfig(prompt_weight=0.5))
     assert [read(each) for each in fitted.kept] == kept
-    assert fitted[1:] == ((27, 0, 0) if kept else (27, 27, 9))
+    assert fitted[1:4] == ((27, 0, 0) if kept else (27, 27, 9))
     weighed = [read(each._replace(ids=each.ids[each.weights > 0])) for each in fitted.kept]
     assert weighed == [text if index == 0 else text[1:] for index, text in enumerate(kept)]
 
@@ -104,34 +104,34 @@ def test_a_round_too_long_by_itself_keeps_what_fits_and_the_others_stay():
     middle = [Turn("user", "b"), Turn("assistant", "B"), Turn("tool", "t"), Turn("assistant", "x" * 30)]
     fitted = fit(talk(*rounds(("a", "A")), *middle, *rounds(("c", "C"))), row_length=10, overlong="split")
     assert [read(each) for each in fitted.kept] == ["aA", "bB", "cC"]
-    assert fitted[1:] == (53, 35, 2)
+    assert fitted[1:4] == (53, 35, 2)
     alone = talk(*rounds(("a" * 30, "A"), ("c", "C")))
     fitted = fit(alone, row_length=10, overlong="split")
     assert [read(each) for each in fitted.kept] == ["cC"]
-    assert fitted[1:] == (41, 36, 2)
+    assert fitted[1:4] == (41, 36, 2)
 
 
 def test_an_answer_cut_off_entirely_leaves_no_row_that_trains_nothing():
     """What TRL kept as a row with loss 0.0 (huggingface/trl#6668)."""
     conversation = talk(Turn("user", "q" * 9), Turn("assistant", "A" * 30))
     for overlong in ("truncate", "split"):
-        assert fit(conversation, row_length=20, overlong=overlong) == ((), 43, 43, 2)
+        assert fit(conversation, row_length=20, overlong=overlong) == ((), 43, 43, 2, ())
 
 
 def test_the_answer_that_the_policy_trains_is_chosen_before_the_cut():
     last = LossConfig(turns="last")
-    assert fit(LONG, row_length=20, overlong="truncate", loss=last) == ((), 27, 27, 9)
+    assert fit(LONG, row_length=20, overlong="truncate", loss=last) == ((), 27, 27, 9, ())
     fitted = fit(LONG, row_length=20, overlong="split", loss=last)
     # Rounds that train nothing are context where they fit, and lost where they do not.
     assert [(read(each), read_trained(each)) for each in fitted.kept] == [("ScCdD", "D")]
-    assert fitted[1:] == (27, 12, 4)
+    assert fitted[1:4] == (27, 12, 4)
 
 
 def test_what_follows_the_last_answer_of_a_group_is_lost_and_counted():
     turns = [*rounds(("a", "A"), ("b", "B")), Turn("user", "c")]
     fitted = fit(talk(*turns), row_length=10, overlong="split")
     assert [read(each) for each in fitted.kept] == ["aA", "bB"]
-    assert fitted[1:] == (15, 3, 1)
+    assert fitted[1:4] == (15, 3, 1)
 
 
 def test_calls_and_their_results_stay_together_and_tools_are_in_every_piece():
@@ -155,11 +155,11 @@ def test_a_text_is_cut_between_tokens_and_every_token_is_trained_once(count):
     assert all(each.weights.tolist() == [0, *[1] * (len(each.ids) - 1)] for each in fitted.kept)
     assert all(2 <= len(each.ids) <= 5 for each in fitted.kept)
     assert all(one.ids[-1] == other.ids[0] for one, other in zip(fitted.kept, fitted.kept[1:], strict=False))
-    assert fitted[1:] == (len(whole) - 1, 0, 0)
+    assert fitted[1:4] == (len(whole) - 1, 0, 0)
     assert set(fitted.kept[-1].roles[1:].tolist()) == {Role.TEXT}
     beginning = fit(talk(Turn("text", text)), row_length=4, overlong="truncate", name="chatml")
     assert beginning.kept[0].ids.tolist() == whole[:5]
-    assert (len(beginning.kept), *beginning[1:]) == (1, len(whole) - 1, max(len(whole) - 5, 0), 0)
+    assert (len(beginning.kept), *beginning[1:4]) == (1, len(whole) - 1, max(len(whole) - 5, 0), 0)
 
 
 turns_strategy = st.lists(

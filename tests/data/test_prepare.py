@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from data import fingerprint
 from data import prepare as preparing
 from data.chat import SHIPPED, load_chat, save_chat
 from data.config import DataConfig, PackingConfig, TokenizerConfig
@@ -333,3 +334,13 @@ def test_a_language_all_of_whose_rows_are_bad_is_an_error_that_shows_one(root, r
     with pytest.raises(DataError, match=r"every row of zu was skipped as bad, .*\(zu: rows.jsonl:81: empty assistant"):
         run(make_config(root, bad_rows="skip"), run_dir)
     assert os.listdir(run_dir) == []
+
+
+def test_another_python_with_other_unicode_tables_makes_its_own(root, monkeypatch):
+    """Normal forms and cases, which duplicates and phrases are found by, are Python's and change with it."""
+    base = fingerprint_inputs(make_config(root), TOKENIZER, 0)
+    monkeypatch.setattr(fingerprint.unicodedata, "unidata_version", "99.0.0")
+    fingerprint._versions_and_code.cache_clear()
+    other = fingerprint_inputs(make_config(root), TOKENIZER, 0)
+    fingerprint._versions_and_code.cache_clear()
+    assert other != base

@@ -1,12 +1,15 @@
 """Shards: what is written comes back, in any order, and nothing half-written or damaged is taken for one."""
 
+import errno
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data import token_store
 from data.cleaning.report import CleaningReport
 from data.encoded import Encoded
 from data.schema import DataError
@@ -145,8 +148,33 @@ def test_damaged_records_are_an_error_that_names_the_shard(tmp_path, damage):
         path.write_bytes(content)
     else:
         path.write_bytes(records_path(tmp_path, "bb").read_bytes())
-    with pytest.raises(DataError, match=r"aa\.array_record cannot be read .*delete .*aa\.npz and prepare again"):
+    how = "No such file or directory" if damage == "gone" else r"delete .*aa\.npz and prepare again"
+    with pytest.raises(DataError, match=rf"aa\.array_record cannot be read .*{how}"):
         store.read(np.array([0, 1, 2]))
+
+
+def test_a_process_at_its_limit_of_open_files_is_told_so_and_no_shard_is_blamed(tmp_path, monkeypatch):
+    store = open_both(tmp_path)
+
+    def refuse(*_, **__):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DataError, match=r"aa\.array_record: Too many open files; raise the limit .*ulimit -n"):
+        store.read(np.array([0]))
+
+
+def test_more_shards_than_may_be_open_are_read_all_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(token_store, "count_openable", lambda: 1)
+    store = open_both(tmp_path)
+    for _ in range(3):
+        assert store.read(np.array([0, 3, 1])).ids.tolist() == [1, 2, 3, 65535, 0, 4, 5]
+
+
+@pytest.mark.parametrize("limit, wanted", [(1024, 896), (64, 1), (1 << 20, token_store.MOST_OPEN)])
+def test_open_shards_keep_to_the_process_s_limit(monkeypatch, limit, wanted):
+    monkeypatch.setattr(token_store.resource, "getrlimit", lambda _: (limit, limit))
+    assert token_store.count_openable() == wanted
 
 
 @pytest.mark.parametrize("keep", [0, 1000, -1])

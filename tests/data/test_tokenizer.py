@@ -5,6 +5,7 @@ import json
 import pytest
 from hub_folders import make_golden_folder, write_folder
 
+from data import tokenizer_training
 from data.config import TokenizerConfig
 from data.schema import DataError
 from data.tokenizer import (
@@ -67,3 +68,9 @@ def test_a_file_that_is_no_model_is_an_error(tmp_path):
             load_tokenizer(tmp_path / "x.model")
     with pytest.raises(DataError, match=r"cannot read tokenizer file .*absent\.model"):
         load_tokenizer(tmp_path / "absent.model")
+
+
+def test_more_text_than_fits_memory_is_refused_with_the_way_out(monkeypatch):
+    monkeypatch.setattr(tokenizer_training, "MOST_CHARACTERS", 10)
+    with pytest.raises(DataError, match=r"more than 10 characters.*on a sample .* set tokenizer.path"):
+        train_tokenizer(["abcdef", "ghijkl"], TokenizerConfig(vocab_size=300))

@@ -180,5 +180,5 @@ def test_the_first_bad_row_in_the_order_of_the_files_stops_the_run_whoever_found
     ],
 )  # fmt: skip
 def test_processes_are_started_where_they_pay(monkeypatch, asked, size, cores, wanted):
-    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     assert count_workers(asked, size) == wanted
