@@ -100,9 +100,11 @@ def prepare(
         _build(recipe, fingerprint, amount=amount, run_dir=run_dir, store=store, watch=watch)
     dataset, plan = read_dataset(plan_dir / "dataset"), read_plan(plan_dir)
     if not _is_planned(plan, amount):
+        plan = _plan(dataset, recipe, amount)
+        _check_same_plan(plan, run_dir, config, watch)
         with _replacing(plan_dir) as fresh:
             shutil.copytree(plan_dir, fresh)
-            write_plan(_plan(dataset, recipe, amount), fresh)
+            write_plan(plan, fresh)
         dataset, plan = read_dataset(plan_dir / "dataset"), read_plan(plan_dir)
     tokenizer = load_tokenizer(run_dir / "tokenizer")
     if tokenizer.hash != dataset.facts.tokenizer_hash:
@@ -183,6 +185,9 @@ def _check_same_plan(plan: Plan, run_dir: Path, config: DataConfig, watch: Watch
     existing = read_plan(plan_dir)
     if existing.hash == plan.hash:
         return
+    if not _is_trained(run_dir):
+        watch.notice(f"{run_dir} gets another plan than was prepared there: nothing was trained on it yet")
+        return
     if config.changed_plan == "accept":
         watch.notice(
             f"the plan changes from {existing.hash[:12]} to {plan.hash[:12]} (data.changed_plan=accept): the run goes "
@@ -197,9 +202,9 @@ def _check_same_plan(plan: Plan, run_dir: Path, config: DataConfig, watch: Watch
 
 
 def _save_tokenizer(chat: ChatTemplate, run_dir: Path) -> None:
-    """Puts tokenizer and template at their place in one rename; refuses to exchange those that are there."""
+    """Puts tokenizer and template at their place in one rename; refuses to exchange those that were trained with."""
     place, tokenizer = run_dir / "tokenizer", chat.tokenizer
-    if not place.exists():
+    if not place.exists() or not _is_trained(run_dir):
         with _replacing(place) as fresh:
             tokenizer.save(fresh)
             save_chat(chat, fresh)
@@ -216,6 +221,12 @@ def _save_tokenizer(chat: ChatTemplate, run_dir: Path) -> None:
             f"{place} holds another chat template ({stored.hash[:12]}, stop ids {stored.stop_ids}) than this recipe "
             f"gives ({chat.hash[:12]}, {chat.stop_ids}); set run.dir to a new folder"
         )
+
+
+def _is_trained(run_dir: Path) -> bool:
+    """Whether the run has checkpoints, which belong to the plan and the tokenizer that are there."""
+    checkpoints = run_dir / "checkpoints"
+    return checkpoints.is_dir() and any(checkpoints.iterdir())
 
 
 @contextlib.contextmanager

@@ -66,8 +66,8 @@ def _training_lines(texts: Iterable[str]) -> Iterator[str]:
         characters += len(text)
         if characters > MOST_CHARACTERS:
             raise DataError(
-                f"the sources hold more than {MOST_CHARACTERS:,} characters, too much to train a tokenizer on in memory; "
-                "train one on a sample (`limit` of the sources, in a recipe of its own) and set tokenizer.path"
+                f"the sources hold more than {MOST_CHARACTERS:,} characters, too much to train a tokenizer on in "
+                "memory; train one on a sample (`limit` of the sources, in a recipe of its own) and set tokenizer.path"
             )
         for line in TRAINING_BREAKS.split(text):
             for start in range(0, len(line), TRAINING_LINE):

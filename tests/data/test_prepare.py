@@ -13,7 +13,7 @@ from data import prepare as preparing
 from data.chat import SHIPPED, load_chat, save_chat
 from data.config import DataConfig, PackingConfig, TokenizerConfig
 from data.fingerprint import fingerprint_inputs
-from data.mixture_config import MixtureConfig
+from data.mixture_config import MixtureConfig, PinchConfig
 from data.pipeline import make_batches
 from data.prepare import Watch, prepare
 from data.schema import DataError
@@ -70,6 +70,11 @@ def run(config, run_dir, *, steps=6, batch_rows=2, seed=0, tokenizer=TOKENIZER, 
         store=run_dir.parent / "store",
         **more,
     )
+
+
+def train_on(run_dir):
+    """Leaves what a run that was trained on has."""
+    (run_dir / "checkpoints" / "5").mkdir(parents=True)
 
 
 def forbid_building(monkeypatch):
@@ -181,6 +186,7 @@ def test_a_moved_data_folder_is_the_same_recipe(root, run_dir, tmp_path, monkeyp
 )
 def test_a_run_directory_of_another_recipe_is_refused_and_left_as_it_is(root, run_dir, change):
     run(make_config(root), run_dir)
+    train_on(run_dir)
     before = contents(run_dir)
     with pytest.raises(DataError, match=r"belongs to another recipe: .*Set run.dir to a new folder"):
         run(make_config(root, **change), run_dir)
@@ -189,12 +195,14 @@ def test_a_run_directory_of_another_recipe_is_refused_and_left_as_it_is(root, ru
 
 def test_another_seed_is_another_run(root, run_dir):
     run(make_config(root), run_dir)
+    train_on(run_dir)
     with pytest.raises(DataError, match="belongs to another recipe"):
         run(make_config(root), run_dir, seed=1)
 
 
 def test_changed_rows_are_another_run(root, run_dir):
     run(make_config(root), run_dir)
+    train_on(run_dir)
     write_rows(root, count=41)
     with pytest.raises(DataError, match="belongs to another recipe"):
         run(make_config(root), run_dir)
@@ -218,6 +226,7 @@ def test_a_damaged_plan_is_refused(root, run_dir):
 def test_a_run_keeps_its_template_and_refuses_another(root, run_dir, monkeypatch):
     plain = TokenizerConfig(vocab_size=320, template="plain")
     first = run(make_config(root), run_dir, tokenizer=plain)
+    train_on(run_dir)
     text = first.tokenizer.decode(first.dataset.read([0]).ids.tolist())
     assert text == "User:\nwhat is 0 and one?\n\nAssistant:\nit is 1\n\n"
     assert first.plan.summary["template_hash"] == first.chat.hash
@@ -244,6 +253,7 @@ def test_a_template_file_is_read_again_when_it_changes(root, run_dir, tmp_path):
     given = TokenizerConfig(vocab_size=320, template=str(tmp_path / "mine.jinja"))
     before = fingerprint_inputs(make_config(root), given, 0)
     run(make_config(root), run_dir, tokenizer=given)
+    train_on(run_dir)
     (tmp_path / "mine.jinja").write_text(source.replace("capitalize", "upper"), encoding="utf-8")
     assert fingerprint_inputs(make_config(root), given, 0) != before
     with pytest.raises(DataError, match="belongs to another recipe"):
@@ -253,6 +263,7 @@ def test_a_template_file_is_read_again_when_it_changes(root, run_dir, tmp_path):
 def test_ids_a_model_stops_at_are_kept_with_the_run(root, run_dir):
     config = make_config(root)
     prepared = run(config, run_dir, extra_stop_ids=(300,))
+    train_on(run_dir)
     assert prepared.chat.stop_ids == (prepared.tokenizer.end_id, 300)
     with pytest.raises(DataError, match=r"another chat template .* stop ids \(2, 300\)"):
         run(config, run_dir)
@@ -319,6 +330,7 @@ def test_the_fingerprint_notices_every_setting_that_matters(root):
 
 def test_a_changed_plan_is_taken_where_the_recipe_says_so(root, run_dir):
     first = run(make_config(root), run_dir)
+    train_on(run_dir)
     notices = []
     changed = make_config(root, mixture=MixtureConfig(language_weights={"sw": 3.0}), changed_plan="accept")
     second = run(changed, run_dir, watch=Watch(notice=notices.append))
@@ -344,3 +356,26 @@ def test_another_python_with_other_unicode_tables_makes_its_own(root, monkeypatc
     other = fingerprint_inputs(make_config(root), TOKENIZER, 0)
     fingerprint._versions_and_code.cache_clear()
     assert other != base
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"tokenizer": TokenizerConfig(vocab_size=340)}])
+def test_a_recipe_may_change_after_prepare_as_long_as_nothing_was_trained(root, run_dir, changed):
+    """Look at the plan, change a weight, look again: no new folder each time."""
+    first = run(make_config(root), run_dir)
+    notices = []
+    second = run(make_config(root), run_dir, watch=Watch(notice=notices.append), **changed)
+    assert second.plan.hash != first.plan.hash
+    assert any("nothing was trained on it yet" in notice for notice in notices)
+    train_on(run_dir)
+    with pytest.raises(DataError, match="belongs to another recipe"):
+        run(make_config(root), run_dir)
+
+
+def test_another_number_of_steps_is_refused_where_it_would_move_rows_already_served(root, run_dir):
+    """A pinch is spread over the whole run; more steps once replaced 72 of the first 100 rows without a word."""
+    pinch = MixtureConfig(pinch=(PinchConfig(languages=("sw",), examples=4),))
+    config = make_config(root, mixture=pinch)
+    run(config, run_dir, steps=20)
+    train_on(run_dir)
+    with pytest.raises(DataError, match="belongs to another recipe"):
+        run(config, run_dir, steps=30)
