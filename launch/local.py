@@ -1,7 +1,6 @@
 """`polytune launch local`: a real job of several processes on this machine, on simulated CPU devices."""
 
 import contextlib
-import ctypes
 import os
 import re
 import signal
@@ -18,11 +17,20 @@ from rich.console import Console
 from launch.cluster import VARIABLES
 from launch.config import RecipeError
 
+PROGRAM = ("launch.cli",)
+"""What each process runs, a module and its first arguments."""
 GRACE_S = 20.0
 """How long the other processes may take to say why they end, once one has failed; then they are killed."""
 POLL_S = 0.05
-_PR_SET_PDEATHSIG = 1
-"""Of Linux's prctl.h."""
+DIE_WITH_PARENT = (
+    sys.executable, "-S", "-c",
+    "import ctypes, os, signal, sys\n"
+    "prctl = getattr(ctypes.CDLL(None), 'prctl', None)\n"
+    "if prctl: prctl(1, signal.SIGKILL)\n"  # PR_SET_PDEATHSIG of Linux's prctl.h; outlasts exec
+    "os.execv(sys.argv[1], sys.argv[1:])",
+)  # fmt: skip
+"""Before a command: runs it, with SIGKILL on its way should the launcher itself be killed. Not done in a `preexec_fn`,
+which forks, while JAX's threads hold who knows what."""
 
 
 def run_local(
@@ -37,7 +45,7 @@ def run_local(
     for name, value in (("--processes", processes), ("--devices-per-process", devices_per_process)):
         if value < 1:
             raise RecipeError(f"{name} is {value}; give at least 1")
-    command = [sys.executable, "-u", "-m", "launch.cli", "train", recipe, *overrides]
+    command = [sys.executable, "-u", "-m", *PROGRAM, "train", recipe, *overrides]
     with hold_port() as port:
         environments = [
             make_environment(os.environ, index, processes=processes, devices=devices_per_process, port=port)
@@ -88,9 +96,9 @@ def run_processes(
         with _passing_signals(children):
             for index, (command, environment) in enumerate(commands):
                 child = subprocess.Popen(
-                    command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                    [*DIE_WITH_PARENT, *command], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT, text=True, encoding="utf-8", errors="replace", bufsize=1,
-                    start_new_session=True, preexec_fn=_die_with_parent,
+                    start_new_session=True,
                 )  # fmt: skip
                 children.append(child)
                 assert child.stdout is not None
@@ -129,9 +137,10 @@ def _name_code(code: int) -> str:
 
 
 def _show_lines(stream: IO[str], index: int, console: Console, lock: threading.Lock) -> None:
-    for line in stream:
-        with lock:
-            console.print(f"[{index}] {line.rstrip()}", markup=False, highlight=False, soft_wrap=True)
+    with stream:
+        for line in stream:
+            with lock:
+                console.print(f"[{index}] {line.rstrip()}", markup=False, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
@@ -149,13 +158,6 @@ def _passing_signals(children: Sequence[subprocess.Popen[str]]) -> Iterator[None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _die_with_parent() -> None:
-    """In a child on Linux: SIGKILL, should the launcher itself be killed."""
-    prctl = getattr(ctypes.CDLL(None), "prctl", None)
-    if prctl is not None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _kill_group(child: subprocess.Popen[str]) -> None:

@@ -174,6 +174,8 @@ class _Watch(threading.Thread):
                 until = time.monotonic() + FAREWELL_S * (self._index in (0, failure.process))
                 while len(self._store.key_value_dir_get(SEEN)) < self._count and time.monotonic() < until:
                     time.sleep(POLL_S / 5)
+                if self._index == 0:  # JAX aborts a process that outlives the store
+                    time.sleep(2 * POLL_S)
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(failure.code)

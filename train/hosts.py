@@ -100,7 +100,8 @@ def pick_share(held: dict[int, frozenset[int]], process: int, *, rows: int) -> S
     process 0 speaks for it.
     """
     parts = sorted(set(held.values()), key=min)
-    if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) != rows:
+    overlap = sum(map(len, parts)) != len(set().union(*parts))
+    if overlap or len({len(part) for part in parts}) > 1:
         sizes = ", ".join(f"process {index}: {len(part)}" for index, part in sorted(held.items()))
         raise ValueError(
             f"the mesh gives the processes overlapping or unlike parts of the {rows} rows of a batch ({sizes}); make "
