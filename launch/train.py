@@ -63,18 +63,19 @@ def run_train(recipe: Recipe, *, recipe_name: str, console: Console, flags: Flag
 
 def _run(recipe: Recipe, recipe_name: str, console: Console) -> Outcome:
     run_dir = Path(recipe.run.dir)
-    with use_mesh(recipe.mesh) as mesh, lock_run_dir(run_dir) if is_first() else contextlib.nullcontext():
-        check_shared(recipe)
+    with use_mesh(recipe.mesh) as mesh:
         origin = open_origin(recipe)
         check_sizes(recipe, origin.cfg, mesh)
-        prepared = _prepare(recipe, origin, console)
-        job = make_job(recipe, origin, prepared)
-        check_alike(job)
-        if newest_step(run_dir) is None:
-            print_plan(prepared.plan.summary, job, mesh, console)
-        outcome = _train(recipe, prepared, job, console)
-        if is_first():
-            write_run_card(recipe, prepared, job, outcome, recipe_name)
+        with lock_run_dir(run_dir) if is_first() else contextlib.nullcontext():
+            check_shared(recipe)
+            prepared = _prepare(recipe, origin, console)
+            job = make_job(recipe, origin, prepared)
+            check_alike(job)
+            if newest_step(run_dir) is None:
+                print_plan(prepared.plan.summary, job, mesh, console)
+            outcome = _train(recipe, prepared, job, console)
+            if is_first():
+                write_run_card(recipe, prepared, job, outcome, recipe_name)
     return outcome
 
 

@@ -46,6 +46,8 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and jax.process_count() > 1:
+            return  # the others do not come to what closing waits for: they are to be told first
         try:
             self._checkpointer.close()
         except Exception as failure:
