@@ -106,6 +106,19 @@ def prepare(
             shutil.copytree(plan_dir, fresh)
             write_plan(plan, fresh)
         dataset, plan = read_dataset(plan_dir / "dataset"), read_plan(plan_dir)
+    return _read(dataset, plan, run_dir)
+
+
+def read_prepared(run_dir: Path | str) -> Prepared:
+    """What `prepare` left in a run directory, for processes that only read: nothing is looked up, compared or written.
+
+    Raises DataError when it is not there, or damaged.
+    """
+    plan_dir = Path(run_dir) / "plan"
+    return _read(read_dataset(plan_dir / "dataset"), read_plan(plan_dir), Path(run_dir))
+
+
+def _read(dataset: Dataset, plan: Plan, run_dir: Path) -> Prepared:
     tokenizer = load_tokenizer(run_dir / "tokenizer")
     if tokenizer.hash != dataset.facts.tokenizer_hash:
         raise DataError(

@@ -27,6 +27,7 @@ EXAMPLES = {
     "import": "polytune import HF_DIR runs/imported --dtype bfloat16",
     "export": "polytune export runs/demo exported/demo",
     "report": "polytune report runs/demo",
+    "launch": "polytune launch local --processes 2 --devices-per-process 2 demo run.dir=runs/two train.steps=200",
     "env": "polytune env",
 }
 
@@ -81,6 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("overrides", nargs="*", metavar="key=value", help="fields of the demo recipe to change")
     train = add("train", "Train a recipe; the same command again goes on from the newest checkpoint.")
     _add_recipe(train)
+    _add_cluster(train)
     preparing = add("prepare", "Tokenise a recipe's data and plan its rows, so that training only reads.")
     _add_recipe(preparing)
     evaluate = add("eval", "Evaluate a checkpoint: results.json, samples and a table by language.")
@@ -124,8 +126,26 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a file, e.g. 500MB (default: 5GB)")
     report = add("report", "Write RUN/report.html: one file, no network.")
     report.add_argument("run_dir")
+    _add_launch(add("launch", "Train a recipe in several processes."))
     add("env", "Describe machine and versions, to paste into a bug report.")
     return parser
+
+
+def _add_cluster(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cluster", choices=("auto", "none"), default="auto",
+        help="auto: join the processes told of by flags, JAX_* variables, TPU metadata, Slurm or MPI; none: alone",
+    )  # fmt: skip
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens for the others")
+    parser.add_argument("--processes", type=int, metavar="N", help="how many processes there are")
+    parser.add_argument("--process-index", type=int, metavar="I", help="which of them this is, from 0")
+
+
+def _add_launch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("where", choices=("local",), help="local: all on this machine, on simulated CPU devices")
+    _add_recipe(parser)
+    parser.add_argument("--processes", type=int, required=True, metavar="N", help="how many processes")
+    parser.add_argument("--devices-per-process", type=int, default=1, metavar="M", help="CPU devices of each")
 
 
 def _add_data_stats(parser: argparse.ArgumentParser) -> None:
@@ -176,10 +196,23 @@ def _demo(options: argparse.Namespace, console: Console) -> int:
 
 
 def _train(options: argparse.Namespace, console: Console) -> int:
+    from launch.cluster import Flags
     from launch.recipe import load_recipe
     from launch.train import run_train
 
-    return run_train(load_recipe(options.recipe, options.overrides), recipe_name=options.recipe, console=console)
+    return run_train(
+        load_recipe(options.recipe, options.overrides), recipe_name=options.recipe, console=console,
+        flags=Flags(options.cluster, options.coordinator, options.processes, options.process_index),
+    )  # fmt: skip
+
+
+def _launch(options: argparse.Namespace, console: Console) -> int:
+    from launch.local import run_local
+
+    return run_local(
+        options.recipe, options.overrides, processes=options.processes,
+        devices_per_process=options.devices_per_process, console=console,
+    )  # fmt: skip
 
 
 def _prepare(options: argparse.Namespace, console: Console) -> int:
@@ -311,6 +344,7 @@ VERBS = {
     "import": _import,
     "export": _export,
     "report": _report,
+    "launch": _launch,
     "env": _env,
 }
 

@@ -64,8 +64,8 @@ def check_same_run(recipe: Recipe, run_dir: Path) -> None:
     path = run_dir / "recipe.yaml"
     if not path.exists():
         return
-    there = _flatten(_parse_yaml(path.read_text(encoding="utf-8"), str(path)))
-    here = _flatten(recipe_tree(recipe))
+    there = flatten(_parse_yaml(path.read_text(encoding="utf-8"), str(path)))
+    here = flatten(recipe_tree(recipe))
     differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
     allowed = FREE_TO_CHANGE + (FREE_WITH_A_CHANGED_PLAN if recipe.data.changed_plan == "accept" else ())
     differing = [key for key in differing if not any(key == free or key.startswith(free + ".") for free in allowed)]
@@ -184,7 +184,7 @@ def _explain(message: str, tree: Any) -> str:
 
 
 def _check_finite(tree: Any, name: str) -> None:
-    for path, value in _flatten(tree).items():
+    for path, value in flatten(tree).items():
         if isinstance(value, float) and not math.isfinite(value):
             raise RecipeError(f"recipe {name}: {path}: {value} is not a finite number; give one")
 
@@ -253,13 +253,14 @@ def _literal_values(steps: Sequence[str | int], tree: Any) -> list[Any]:
     return sorted(set(values), key=str)
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A tree of plain values as one table from paths (`data.sources.0.kind`) to values."""
     if isinstance(tree, dict) and tree:
         return {
             k: v
             for key, sub in tree.items()
-            for k, v in _flatten(sub, f"{prefix}.{key}" if prefix else str(key)).items()
+            for k, v in flatten(sub, f"{prefix}.{key}" if prefix else str(key)).items()
         }
     if isinstance(tree, list | tuple) and tree:
-        return {k: v for i, sub in enumerate(tree) for k, v in _flatten(sub, f"{prefix}.{i}").items()}
+        return {k: v for i, sub in enumerate(tree) for k, v in flatten(sub, f"{prefix}.{i}").items()}
     return {prefix: [] if isinstance(tree, tuple) else tree}

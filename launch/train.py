@@ -1,5 +1,6 @@
 """The training program: recipe in, run directory out. The same command again goes on where it was killed."""
 
+import contextlib
 import json
 import os
 from datetime import UTC, datetime
@@ -12,9 +13,10 @@ from rich.console import Console
 
 from data.pipeline import make_batches
 from data.plan import Plan, trained_per_row
-from data.prepare import Prepared
+from data.prepare import Prepared, read_prepared
 from data.realised import RealisedShares
 from data.tokenizer import Tokenizer, fits_vocabulary
+from launch.cluster import Flags, describe, detect_cluster, join
 from launch.config import Recipe, RecipeError
 from launch.environment import describe_devices, git_state, library_versions
 from launch.origin import Origin, open_origin
@@ -22,45 +24,78 @@ from launch.plan_table import print_plan
 from launch.preparing import prepare_recipe
 from launch.recipe import check_same_run, recipe_tree, write_recipe
 from launch.runtime import lock_run_dir, set_up_process, use_mesh
+from launch.shared import check_alike, check_shared, print_waiting
+from launch.together import fail_together
 from model import transformer
 from model.checkpoint import newest_step
 from model.config import ModelConfig
 from model.parallel import AxisRules, check_divisible, sharded_sizes
 from train.config import TrainConfig
+from train.hosts import is_first, share_of_batch, tell_all
 from train.loop import Outcome, TrainJob, head_positions, run_training
 from train.metrics import read_metrics
 from train.optim import make_schedule
 from train.progress import show_progress
 from train.step import StepSpec
 
+ALONE_OR_DETECTED = Flags()
 EXIT_STOPPED = 75
 """Told to stop by a signal: the state is saved and the same command goes on. EX_TEMPFAIL, so that launchers retry."""
 
 
-def run_train(recipe: Recipe, *, recipe_name: str, console: Console) -> int:
-    """Trains the recipe and returns the exit code: 0 when finished, EXIT_STOPPED when stopped by a signal."""
+def run_train(recipe: Recipe, *, recipe_name: str, console: Console, flags: Flags = ALONE_OR_DETECTED) -> int:
+    """Trains the recipe and returns the exit code: 0 when finished, EXIT_STOPPED when stopped by a signal.
+
+    In a cluster, every process is started with this; process 0 prepares the data, holds the run directory and talks.
+    """
     set_up_process()
-    if jax.process_count() > 1:
-        raise RecipeError(
-            f"{jax.process_count()} processes: this version trains in one process; start it without a cluster"
-        )
+    cluster = detect_cluster(flags, os.environ)
+    if cluster is not None:
+        join(cluster)
+    with fail_together():
+        if cluster is not None and is_first():
+            console.print(f"[bold]{describe(cluster)}[/]", highlight=False, soft_wrap=True)
+        outcome = _run(recipe, recipe_name, console if is_first() else Console(quiet=True))
+    if is_first():
+        _say_outcome(outcome, Path(recipe.run.dir), console)
+    return 0 if outcome.finished else EXIT_STOPPED
+
+
+def _run(recipe: Recipe, recipe_name: str, console: Console) -> Outcome:
     run_dir = Path(recipe.run.dir)
     with use_mesh(recipe.mesh) as mesh:
         origin = open_origin(recipe)
         check_sizes(recipe, origin.cfg, mesh)
-        with lock_run_dir(run_dir):
-            check_same_run(recipe, run_dir)
-            prepared = prepare_recipe(recipe, origin, run_dir=run_dir, console=console)
+        with lock_run_dir(run_dir) if is_first() else contextlib.nullcontext():
+            check_shared(recipe)
+            prepared = _prepare(recipe, origin, console)
             job = make_job(recipe, origin, prepared)
+            check_alike(job)
             if newest_step(run_dir) is None:
                 print_plan(prepared.plan.summary, job, mesh, console)
             outcome = _train(recipe, prepared, job, console)
-            write_run_card(recipe, prepared, job, outcome, recipe_name)
+            if is_first():
+                write_run_card(recipe, prepared, job, outcome, recipe_name)
+    return outcome
+
+
+def _prepare(recipe: Recipe, origin: Origin, console: Console) -> Prepared:
+    """The run's data: process 0 prepares it, then the others read what it has written."""
+
+    def prepare() -> None:
+        check_same_run(recipe, Path(recipe.run.dir))
+        mine.append(prepare_recipe(recipe, origin, run_dir=Path(recipe.run.dir), console=console))
+
+    mine: list[Prepared] = []
+    tell_all("prepared", prepare, on_wait=lambda: print_waiting("prepares the data"))
+    return mine[0] if mine else read_prepared(Path(recipe.run.dir))
+
+
+def _say_outcome(outcome: Outcome, run_dir: Path, console: Console) -> None:
     if outcome.finished:
         console.print(f"[bold green]finished[/] {outcome.step} steps in {run_dir}")
-        return 0
+        return
     console.print(f"[bold yellow]stopped[/] by a signal; step {outcome.step} is saved. Run the same command to go on")
-    return EXIT_STOPPED
 
 
 def check_sizes(recipe: Recipe, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> None:
@@ -180,14 +215,17 @@ def write_run_card(recipe: Recipe, prepared: Prepared, job: TrainJob, outcome: O
 
 def _train(recipe: Recipe, prepared: Prepared, job: TrainJob, console: Console) -> Outcome:
     def open_batches(first_row: int):
+        spec = job.spec.axes.spec("batch", None)
+        share = share_of_batch(jax.sharding.get_mesh(), spec, rows=recipe.train.batch_rows)
         return make_batches(
             (prepared.dataset, prepared.plan), start_row=first_row, batch_rows=recipe.train.batch_rows,
-            host_index=jax.process_index(), host_count=jax.process_count(),
+            host_index=share.index, host_count=share.count,
             workers=recipe.data.workers, prefetch=recipe.data.prefetch,
         )  # fmt: skip
 
     def on_start(outcome: Outcome) -> None:
-        write_recipe(recipe, job.run_dir / "recipe.yaml")  # only now: a run that never started claims no directory
+        if is_first():  # only now: a run that never started claims no directory
+            write_recipe(recipe, job.run_dir / "recipe.yaml")
         for path in outcome.set_aside:
             console.print(f"[bold yellow]half written[/] checkpoint {path.name} set aside in {path}", soft_wrap=True)
         if outcome.resumed_from is not None:

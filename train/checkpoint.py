@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from model.checkpoint import FORMAT, CheckpointError, checkpoint_context, list_steps, load_items
+from model.checkpoint import FORMAT, CheckpointError, checkpoint_context, list_steps, load_items, newest_step
 from train.config import CheckpointConfig
 from train.state import TrainState
 
@@ -46,6 +46,8 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and jax.process_count() > 1:
+            return  # the others do not come to what closing waits for: they are to be told first
         try:
             self._checkpointer.close()
         except Exception as failure:
@@ -115,10 +117,16 @@ def restore_newest(run_dir: Path, abstract: TrainState, *, plan_hash: str | None
 
     Raises CheckpointError when it belongs to another model or another data plan, or cannot be read.
     """
-    steps, _ = list_steps(run_dir)
-    if not steps:
-        return None
-    path = run_dir / "checkpoints" / str(steps[-1])
+    step = newest_step(run_dir)
+    return None if step is None else restore_step(run_dir, step, abstract, plan_hash=plan_hash)
+
+
+def restore_step(run_dir: Path, step: int, abstract: TrainState, *, plan_hash: str | None) -> tuple[TrainState, int]:
+    """The complete state of a step and its next global row; raises what `restore_newest` does.
+
+    Every process of a run calls it alike, with the same step.
+    """
+    path = run_dir / "checkpoints" / str(step)
     data = load_items(path, {"data": None})["data"]
     if plan_hash is not None and data["plan_hash"] != plan_hash:
         raise CheckpointError(
@@ -127,5 +135,5 @@ def restore_newest(run_dir: Path, abstract: TrainState, *, plan_hash: str | None
             "data.changed_plan to accept"
         )
     items = load_items(path, {"params": abstract.params, "opt_state": abstract.opt_state})
-    step = jax.numpy.asarray(steps[-1], jax.numpy.int32)
-    return TrainState(step=step, params=items["params"], opt_state=items["opt_state"]), data["next_row"]
+    count = jax.numpy.asarray(step, jax.numpy.int32)
+    return TrainState(step=count, params=items["params"], opt_state=items["opt_state"]), data["next_row"]

@@ -7,17 +7,27 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 
 from data.batch import Batch
+from model.checkpoint import newest_step
 from model.parallel import AxisRules
 from model.transformer import Params
-from train.checkpoint import Saver, check_disk, restore_newest, set_aside_incomplete
+from train.checkpoint import Saver, check_disk, restore_step, set_aside_incomplete
 from train.config import CheckpointConfig, OptimConfig, TrainConfig
+from train.hosts import (
+    Notes,
+    is_first,
+    read_notes,
+    share_of_batch,
+    spread_notes,
+    tell_all,
+    write_notes,
+)
 from train.metrics import BatchFacts, MetricsWriter, SharesAfter, describe_batch, read_metrics
 from train.optim import make_optimizer, make_schedule
 from train.progress import ShowStep
@@ -94,23 +104,57 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def start_state(job: TrainJob, tx: optax.GradientTransformation) -> tuple[TrainState, int, int | None]:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """Where a run begins: what process 0 finds in the run directory, and all go by."""
+
+    newest: int | None
+    """Step of the checkpoint to go on from; None: a fresh run."""
+    attempt: int
+    set_aside: tuple[str, ...]
+
+
+def find_beginning(run_dir: Path) -> Beginning:
+    """Sets half-written checkpoints aside and looks for the newest whole one; process 0 does, and tells the others.
+
+    What one process sees of a shared file system may be older than what another does: each looking for itself might
+    restore another step.
+    """
+
+    def look() -> dict[str, Any]:
+        set_aside = [str(path) for path in set_aside_incomplete(run_dir)]
+        attempt = 1 + sum(record["kind"] == "start" for record in read_metrics(run_dir))
+        return {"newest": newest_step(run_dir), "attempt": attempt, "set_aside": set_aside}
+
+    found = tell_all("beginning", look)
+    return Beginning(**{**found, "set_aside": tuple(found["set_aside"])})
+
+
+def start_state(
+    job: TrainJob, tx: optax.GradientTransformation, *, newest: int | None
+) -> tuple[TrainState, int, int | None]:
     """The state to go on from, its next global row, and the step it was restored from (None: a fresh run)."""
     abstract = abstract_state(job.spec.model, job.spec.axes, tx)
-    restored = restore_newest(job.run_dir, abstract, plan_hash=None if job.accepts_changed_plan else job.plan_hash)
-    if restored is not None:
-        state, next_row = restored
-        return state, next_row, int(state.step)
-    check_disk(job.run_dir, abstract, copies=job.checkpoint.keep_last + job.checkpoint.keep_initial + 1)
+    if newest is not None:
+        wanted = None if job.accepts_changed_plan else job.plan_hash
+        state, next_row = restore_step(job.run_dir, newest, abstract, plan_hash=wanted)
+        return state, next_row, newest
+    if is_first():
+        check_disk(job.run_dir, abstract, copies=job.checkpoint.keep_last + job.checkpoint.keep_initial + 1)
     if job.load_params is not None:
         return first_state(job.load_params(job.spec.axes), tx), 0, None
     return init_state(job.spec.model, job.spec.axes, tx, jax.random.key(job.seed)), 0, None
 
 
-def put_batch(batch: Batch, spec: jax.sharding.PartitionSpec) -> Batch:
-    """The global batch on the mesh in use, of which `batch` is this process's share."""
+def put_batch(batch: Batch, spec: jax.sharding.PartitionSpec, *, shares: int = 1) -> Batch:
+    """The global batch on the mesh in use, of which `batch` is this process's share, one of so many."""
     sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec)
-    return jax.tree.map(lambda x_BT: jax.make_array_from_process_local_data(sharding, x_BT), batch)
+
+    def put(x_BT: np.ndarray) -> jax.Array:
+        rows, length = x_BT.shape
+        return jax.make_array_from_process_local_data(sharding, x_BT, (rows * shares, length))
+
+    return jax.tree.map(put, batch)
 
 
 def check_batch(batch: Batch, most_trained: int) -> None:
@@ -133,17 +177,17 @@ def run_training(job: TrainJob, *, open_batches, show: ShowStep, on_start=None) 
     """
     tx = make_optimizer(job.optim, job.steps)
     schedule = make_schedule(job.optim, job.steps)
-    set_aside = tuple(set_aside_incomplete(job.run_dir))
-    state, next_row, resumed_from = start_state(job, tx)
-    attempt = 1 + sum(record["kind"] == "start" for record in read_metrics(job.run_dir))
+    beginning = find_beginning(job.run_dir)
+    state, next_row, resumed_from = start_state(job, tx, newest=beginning.newest)
     outcome = Outcome(
-        step=int(state.step), finished=False, resumed_from=resumed_from, attempt=attempt, set_aside=set_aside
-    )
+        step=int(state.step), finished=False, resumed_from=resumed_from, attempt=beginning.attempt,
+        set_aside=tuple(map(Path, beginning.set_aside)),
+    )  # fmt: skip
     if on_start:
         on_start(outcome)
     writer = MetricsWriter(
-        job.run_dir, attempt=attempt, languages=job.languages, language_every=job.train.log_every,
-        tensorboard=job.train.tensorboard, shares_after=job.shares_after,
+        job.run_dir, attempt=outcome.attempt, languages=job.languages, language_every=job.train.log_every,
+        tensorboard=job.train.tensorboard, shares_after=job.shares_after, writes=is_first(),
     )  # fmt: skip
     saver = Saver(job.run_dir, job.checkpoint, meta=job.meta, plan_hash=job.plan_hash)
     with stop_on_signals() as stop, saver:
@@ -165,45 +209,72 @@ def run_training(job: TrainJob, *, open_batches, show: ShowStep, on_start=None) 
     return dataclasses.replace(outcome, step=step, finished=step == job.steps)
 
 
+class _Pending(NamedTuple):
+    """A step that was dispatched and not yet written."""
+
+    step: int
+    metrics: StepMetrics
+    notes: Notes | None
+    facts: BatchFacts
+    began: float
+
+
 def _advance(job, tx, schedule, state, next_row, batches, writer, saver, stop, show) -> int:
     """Runs steps until the end or a stop request; returns the step whose state is saved."""
+    batch_spec = job.spec.axes.spec("batch", None)
+    share = share_of_batch(jax.sharding.get_mesh(), batch_spec, rows=job.train.batch_rows)
+    is_alone = jax.process_count() == 1
 
     @functools.cache
     def compile_update(most_trained: int):
         spec = dataclasses.replace(job.spec, most_trained=most_trained)
-        return jax.jit(functools.partial(train_step, spec, tx), donate_argnums=0)
+        return jax.jit(functools.partial(_update, spec, tx), donate_argnums=0)
 
-    batch_spec = job.spec.axes.spec("batch", None)
+    def write(pending: _Pending, ended: float) -> bool:
+        """Writes a step; returns whether any process had been told to stop by then."""
+        step, metrics, notes, facts, began = pending
+        told = False
+        if notes is not None:
+            facts, told = read_notes(notes, facts, share)
+        show(writer.write_step(step, metrics, facts, learning_rate=float(schedule(step - 1)), seconds=ended - began))
+        return told
+
     first, last = int(state.step), job.steps
-    pending: tuple[int, StepMetrics, BatchFacts, float] | None = None
-
-    def write_pending(ended: float) -> None:
-        if pending is not None:
-            step, metrics, facts, began = pending
-            show(
-                writer.write_step(step, metrics, facts, learning_rate=float(schedule(step - 1)), seconds=ended - began)
-            )
-
+    pending: _Pending | None = None
     for step in range(first + 1, last + 1):
         began = time.monotonic()
         batch = next(batches)
         most_trained = job.most_trained_S[step - 1]
         check_batch(batch, most_trained)
         facts = describe_batch(batch, first_row=next_row, num_languages=len(job.languages))
-        state, metrics = compile_update(most_trained)(state, put_batch(batch, batch_spec))
-        write_pending(began)  # the step before: the device is busy with this one meanwhile
-        pending = (step, metrics, facts, began)
+        notes = None if is_alone else write_notes(facts, share, is_stopping=stop.signal is not None)
+        update = compile_update(most_trained)
+        state, metrics, notes = update(state, put_batch(batch, batch_spec, shares=share.count), notes)
+        # The step before: the device is busy with this one meanwhile.
+        told = write(pending, began) if pending else False
+        pending = _Pending(step, metrics, notes, facts, began)
         next_row += job.train.batch_rows
-        stopping = stop.signal is not None  # asked once: a signal that comes after this waits for the next step
+        # Asked once: a signal that comes after this waits for the next step. Several processes go by what all of them
+        # read in the step before, so that they stop at the same one.
+        stopping = stop.signal is not None if is_alone else told
         if stopping or saver.is_due(step, last=last):
             jax.block_until_ready(metrics)
-            write_pending(time.monotonic())
+            told = write(pending, time.monotonic())
             pending = None
             writer.write_languages()
             saver.save(state, step=step, next_row=next_row)
+            stopping = stopping or told
         if stopping:
             return step
     return last
+
+
+def _update(
+    spec: StepSpec, tx: optax.GradientTransformation, state: TrainState, batch: Batch, notes: Notes | None
+) -> tuple[TrainState, StepMetrics, Notes | None]:
+    """A step, and with it what several processes tell each other."""
+    state, metrics = train_step(spec, tx, state, batch)
+    return state, metrics, None if notes is None else spread_notes(notes)
 
 
 def head_positions(trained_R: np.ndarray, *, batch_rows: int, row_length: int) -> list[int]:

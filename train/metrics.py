@@ -3,7 +3,6 @@
 import json
 import os
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -15,6 +14,7 @@ from tensorboardX import SummaryWriter
 
 from data.batch import Batch
 from model.moe import RouterSums
+from train.digests import digest_share, join_digests
 from train.loss import load_balance_loss, router_z_loss
 from train.step import StepMetrics
 
@@ -24,7 +24,7 @@ class NonFiniteLossError(ValueError):
 
 
 class BatchFacts(NamedTuple):
-    """What the host knows of a global batch (of its share of it, on several hosts)."""
+    """What a process knows of a global batch; of its share of it, until `train.hosts.read_notes` has joined them."""
 
     first_row: int
     rows: int
@@ -35,6 +35,8 @@ class BatchFacts(NamedTuple):
     """Tokens by language id; padding's is 0."""
     digest: str
     """crc32 of tokens, targets and segments, 8 hex digits: equal digests mean the same rows were seen."""
+    crcs: tuple[int, int, int] = (0, 0, 0)
+    """crc32 of each of the three, from which the digest of a batch in several shares is joined."""
 
 
 class StepRecord(NamedTuple):
@@ -59,16 +61,15 @@ def describe_batch(batch: Batch, *, first_row: int, num_languages: int) -> Batch
     """Counts and digest of a batch whose first row is this global row."""
     is_real_BT = batch.segments_BT > 0
     tokens_R = np.bincount(batch.language_BT[is_real_BT], minlength=num_languages)
-    digest = 0
-    for field_BT in (batch.tokens_BT, batch.targets_BT, batch.segments_BT):
-        digest = zlib.crc32(np.ascontiguousarray(field_BT).tobytes(), digest)
+    crcs = digest_share(batch)
     return BatchFacts(
         first_row=first_row,
         rows=batch.tokens_BT.shape[0],
         tokens=int(is_real_BT.sum()),
         positions=is_real_BT.size,
         tokens_R=tokens_R,
-        digest=f"{digest:08x}",
+        digest=join_digests([crcs], share_bytes=batch.tokens_BT.nbytes),
+        crcs=crcs,
     )
 
 
@@ -80,7 +81,8 @@ class MetricsWriter:
     """Appends records to `metrics.jsonl`, a line at a time, and to TensorBoard.
 
     Loss and tokens by language are summed over `language_every` steps and written as sums; a reader divides. Beside
-    them stands the share that each language and source has had so far, in the mixture's unit.
+    them stands the share that each language and source has had so far, in the mixture's unit. With `writes=False` (of
+    all processes but one) nothing is written anywhere: records are made and checked alike in every process.
     """
 
     def __init__(
@@ -92,11 +94,13 @@ class MetricsWriter:
         language_every: int,
         tensorboard: bool,
         shares_after: SharesAfter | None = None,
+        writes: bool = True,
     ):
         path = run_dir / "metrics.jsonl"
-        _remove_cut_line(path)
-        self._file: TextIO = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=10) if tensorboard else None
+        if writes:
+            _remove_cut_line(path)
+        self._file: TextIO | None = path.open("a", encoding="utf-8") if writes else None
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=10) if tensorboard and writes else None
         self._attempt = attempt
         self._languages = languages
         self._every = language_every
@@ -108,7 +112,8 @@ class MetricsWriter:
         """Writes what is left and closes both files."""
         try:
             self.write_languages()
-            self._file.close()
+            if self._file:
+                self._file.close()
         finally:
             if self._board and self._is_board_alive():
                 self._board.close()
@@ -214,7 +219,7 @@ class MetricsWriter:
         if self._first_step is None:
             return
         seen = [i for i in range(1, len(self._languages)) if self._tokens_R[i]]
-        shares = self._shares_after(self._rows_served) if self._shares_after else {}
+        shares = self._shares_after(self._rows_served) if self._shares_after and self._file else {}
         self._write(
             {
                 "kind": "languages",
@@ -237,6 +242,8 @@ class MetricsWriter:
         self._clear()
 
     def _write(self, record: dict[str, Any]) -> None:
+        if self._file is None:
+            return
         record = {"kind": record["kind"], "attempt": self._attempt, "time": round(time.time(), 3), **record}
         self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._file.flush()

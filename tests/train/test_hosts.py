@@ -1,0 +1,92 @@
+"""Which rows a process loads, and what processes tell each other with a step."""
+
+import jax
+import numpy as np
+import pytest
+from toy import AXES, lay_out, make_examples, mesh_of, pack_pairs
+
+from train.hosts import (
+    Notes,
+    Share,
+    is_first,
+    pick_share,
+    read_notes,
+    share_of_batch,
+    spread_notes,
+    tell_all,
+    wait_for_all,
+    write_notes,
+)
+from train.metrics import describe_batch
+
+BATCH = lay_out(pack_pairs(make_examples(16, seed=5)))
+
+
+def held(*rows):
+    return {process: frozenset(part) for process, part in enumerate(rows)}
+
+
+@pytest.mark.parametrize(
+    ("rows", "shares"),
+    [
+        ([(0, 1), (2, 3)], [Share(0, 2, True), Share(1, 2, True)]),
+        # Processes in another order than their rows.
+        ([(2, 3), (0, 1)], [Share(1, 2, True), Share(0, 2, True)]),
+        # A tensor axis over two processes: both need the same rows, one of them reports them.
+        ([(0, 1, 2, 3), (0, 1, 2, 3)], [Share(0, 1, True), Share(0, 1, False)]),
+        ([(0, 1), (0, 1), (2, 3)], [Share(0, 2, True), Share(0, 2, False), Share(1, 2, True)]),
+        # The grid of a pod: a process's rows are not consecutive.
+        ([(0, 2), (1, 3)], [Share(0, 2, True), Share(1, 2, True)]),
+    ],
+)  # fmt: skip
+def test_each_row_of_a_batch_is_loaded_by_the_processes_that_hold_it(rows, shares):
+    assert [pick_share(held(*rows), process, rows=4) for process in range(len(rows))] == shares
+
+
+@pytest.mark.parametrize("rows", [[(0, 1, 2), (3,)], [(0, 1, 2), (1, 2, 3)], [(0, 1), (1, 2), (2, 3)]])
+def test_processes_that_hold_unlike_or_overlapping_rows_are_refused(rows):
+    """Whatever share they were given, some rows would be lost or counted twice."""
+    with pytest.raises(ValueError, match=r"overlapping or unlike parts of the 4 rows .*process 0: .*make mesh.fsdp"):
+        pick_share(held(*rows), 0, rows=4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (4, 2), (2, 4)])
+def test_a_process_alone_loads_the_whole_batch(shape):
+    mesh = mesh_of(shape)
+    assert share_of_batch(mesh, AXES.spec("batch", None), rows=8) == Share(0, 1, True)
+    assert is_first()
+    assert tell_all("x", lambda: {"step": 3}) == {"step": 3}
+    wait_for_all("x")
+
+
+@pytest.mark.parametrize("stopping", [False, True])
+def test_notes_come_back_as_the_facts_of_the_whole_batch(stopping):
+    facts = describe_batch(BATCH, first_row=40, num_languages=4)
+    with jax.set_mesh(mesh_of((4, 2))):
+        notes = write_notes(facts, Share(0, 1, True), is_stopping=stopping)
+        spread = jax.jit(spread_notes)(notes)
+        assert spread.counts.shape == (5,)
+        assert spread.marks.sharding.is_fully_replicated
+    whole, told = read_notes(spread, facts, Share(0, 1, True))
+    np.testing.assert_array_equal(whole.tokens_R, facts.tokens_R)
+    assert whole._replace(tokens_R=None) == facts._replace(tokens_R=None)
+    assert told is stopping
+
+
+def test_the_facts_of_two_shares_are_those_of_the_batch():
+    """Tokens by language are summed, the digest is that of all rows in order, and a process that only has the same
+    rows for other devices counts nothing."""
+    whole = describe_batch(BATCH, first_row=8, num_languages=4)
+    halves = [type(BATCH)(*(np.split(field_BT, 2)[half] for field_BT in BATCH)) for half in (0, 1)]
+    facts = [describe_batch(half, first_row=8, num_languages=4) for half in halves]
+    counts = np.sum([[1, *facts[0].tokens_R], [0, *facts[1].tokens_R]], axis=0)
+    marks = np.array([[2, *facts[1].crcs], [0] * 4, [1, *facts[0].crcs], [0] * 4], np.uint32)
+    for index in (0, 1):
+        joined, told = read_notes(Notes(counts, marks), facts[index], Share(index, 2, True))
+        np.testing.assert_array_equal(joined.tokens_R, whole.tokens_R)
+        assert joined._replace(tokens_R=None, crcs=None) == whole._replace(tokens_R=None, crcs=None)
+        assert told
+    with jax.set_mesh(mesh_of((4, 2))):
+        silent = write_notes(facts[0], Share(0, 2, False), is_stopping=False)
+        assert not np.asarray(silent.counts).any()
+        assert not np.asarray(silent.marks).any()
