@@ -259,8 +259,8 @@ def _check_lost_languages(dataset: Dataset, bad_rows: BadRows) -> None:
     if lost:
         first = "; ".join(f"{tag}: {_name_bad(row)}" for tag, row in sorted(lost.items())[:3])
         raise DataError(
-            f"every row of {', '.join(sorted(lost))} was skipped as bad, so these languages would get nothing ({first}). "
-            "Mend the rows, or leave those languages out with `where`"
+            f"every row of {', '.join(sorted(lost))} was skipped as bad, so these languages would get nothing "
+            f"({first}). Mend the rows, or leave those languages out with `where`"
         )
 
 

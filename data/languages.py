@@ -185,7 +185,8 @@ def _shorten(value: object) -> str:
 def _explain(tag: str) -> str:
     near = _suggestions(tag) if len(tag) <= LONGEST_NAME else []
     hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    return f"{_shorten(tag).lstrip()} is not a language tag; give BCP-47, ISO 639 or FLORES (`sw`, `swh`, `zho_Hant`){hint}"
+    shown = _shorten(tag).lstrip()
+    return f"{shown} is not a language tag; give BCP-47, ISO 639 or FLORES (`sw`, `swh`, `zho_Hant`){hint}"
 
 
 def _suggestions(tag: str) -> list[str]:
