@@ -98,8 +98,8 @@ LANGUAGES = (
     None, 7, True, 0.5, "", " ", "🙂", "x" * 10_000, "en-" + "a" * 10_000, "\ud800", "zxx", "und", "no", False,
     "en_US", "swh_Latn", "Swahili", "Kom", "\0", "en\0", "EN", "i-klingon", "art-lojban", "x-private", "en-x-y",
     "en-u-co-phonebk", "日本語", ["sw"], {"sw": 1}, "sw,en", "-", "_", "a-b-c", "zh-Hant-HK-u-nu-latn", "\u202esw",
-    "ＳＷ", "İ", "sw\n", "1" * 3, "en-GB-oed", "sgn-BE-FR", "zh-min-nan", "en-a", "en--US", "en-Latn-Latn", "qaa", "mul",
-    "root", "ſw",
+    "ＳＷ", "İ", "sw\n", "1" * 3, "en-GB-oed", "sgn-BE-FR", "zh-min-nan", "en-a", "en--US", "en-Latn-Latn", "qaa",
+    "mul", "root", "ſw",
 )  # fmt: skip
 NAMES = (
     "", " ", "role ", "Role", "\u202erole", "ro\u0301le", "\ud800", "角色", "content", "text", "value", "from", "role",

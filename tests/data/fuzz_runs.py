@@ -153,7 +153,7 @@ SCAFFOLD = re.compile(r"<think>\n|\n*</think>\n*|\n?<tool_call>\n|\n</tool_call>
 
 def check_said(example: Example, prepared: Prepared, row: Any) -> None:
     """Every text of an example stands in the row."""
-    words = {text.strip() for text in texts_of(row)}
+    words = {piece.strip() for text in texts_of(row) for piece in (text, *SCAFFOLD.split(text))}
     for role, text in spoken(example, prepared):
         pieces = [text] if text.strip() in words else SCAFFOLD.split(text)
         for piece in pieces:
@@ -163,7 +163,8 @@ def check_said(example: Example, prepared: Prepared, row: Any) -> None:
 
 
 def _is_call(said: str, words: set[str]) -> bool:
-    return any(said.startswith(f'{{"name": "{name}"') for name in words)
+    """Whether a text is a call of a name of the row, or a part of one whose name spells what parts texts here."""
+    return any(said.startswith(f'{{"name": "{name}"') for name in words) or said in ('{"name": "', '", "arguments":')
 
 
 def texts_of(value: Any) -> Iterator[str]:

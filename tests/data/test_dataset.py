@@ -174,9 +174,7 @@ def test_conversations_are_cut_between_turns_and_counted(make, tmp_path):
 
 
 def test_every_row_too_long_is_an_error_that_says_what_length_would_do(make):
-    with pytest.raises(
-        DataError, match=r"all 2 rows of source 's' were dropped: .*row_length is 8; set it to 11 or more"
-    ):
+    with pytest.raises(DataError, match=r"all 2 rows of source 's' were dropped: .*row_length is 8; set it to 11 or more"):
         make(row_length=8, overlong="drop")
 
 

@@ -5,6 +5,7 @@ nobody touched come out id for id as they do from the sound file.
 """
 
 import functools
+import gzip
 import random
 import shutil
 
@@ -220,6 +221,26 @@ def test_control_tokens_spelled_anywhere_in_a_row_stay_text(tokenizers, tmp_path
     check_rows(outcome, {0: outcome.examples[1]}, rows, written.lines, {1})
     counts = [sum(map(outcome.prepared.tokenizer.is_control, found[0].ids)) for found in outcome.examples.values()]
     assert counts[1] - counts[0] == (2 if pieces else 0)  # a system turn more
+
+
+SOUND = b'{"prompt": "a", "completion": "b", "language": "sw"}\n'
+
+
+def test_a_line_of_a_hundred_megabytes_is_a_bad_row_and_the_others_are_read(tokenizers, tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(SOUND + b'{"prompt": "' + b"x" * (100 << 20) + b'"}\n' + SOUND)
+    recipe = make_recipe(tokenizers, "prompt_completion")
+    outcome = run(recipe, tmp_path, "x.jsonl", bad_rows="skip", place=tmp_path)
+    assert (list(outcome.examples), list(outcome.bad)) == ([1, 3], [2])
+    assert "more than the 67,108,864 that are read as one row" in outcome.bad[2]
+
+
+def test_a_gzip_of_a_hundred_megabytes_that_is_cut_is_refused_whatever_the_policy(tokenizers, tmp_path):
+    noise = random.Random(0).randbytes(25 << 20)
+    content = gzip.compress(SOUND + b"".join(b'{"prompt": "%s"}\n' % noise.hex().encode() for _ in range(2)), 1)
+    (tmp_path / "x.jsonl.gz").write_bytes(content[:-1000])
+    recipe = make_recipe(tokenizers, "prompt_completion")
+    outcome = run(recipe, tmp_path, "x.jsonl.gz", bad_rows="skip", place=tmp_path)
+    assert outcome.error.startswith("x.jsonl.gz is cut: its compressed stream has no end")
 
 
 def test_a_conversation_of_three_thousand_turns_is_read_in_time(tokenizers, tmp_path):
