@@ -164,7 +164,8 @@ def check_said(example: Example, prepared: Prepared, row: Any) -> None:
 
 def _is_call(said: str, words: set[str]) -> bool:
     """Whether a text is a call of a name of the row, or a part of one whose name spells what parts texts here."""
-    return any(said.startswith(f'{{"name": "{name}"') for name in words) or said in ('{"name": "', '", "arguments":')
+    parts = ('{"name": "', '", "arguments": ', *(f'{{"name": "{name}"' for name in words))
+    return said == parts[0].strip() or said.startswith(parts[1:])
 
 
 def texts_of(value: Any) -> Iterator[str]:
