@@ -13,6 +13,8 @@ from data.schema import DataError
 
 NESTING_LIMIT = 100
 """Deepest nesting that is read. What Python can take depends on the version, and on how deep the program already is."""
+DEPTH_LIMIT = 100_000
+"""Nesting in a file's array at which its end is not looked for any more: what follows would be as senseless."""
 
 BLANK = "the line is blank; every line must be one JSON object"
 
@@ -174,20 +176,24 @@ class _Cursor:
 
     def _pass_nested(self) -> bool:
         """Passes over an array or object."""
-        depth = 0
+        depth, end = 0, self._at
         while True:
-            end = _end(_RUN, self._block, self._at)
+            end = _end(_RUN, self._block, end)
             character = self._block[end : end + 1]
-            self._keep(end + len(character))
-            if character == b'"':
-                if not self._pass_string():
-                    return False
-            elif character:
+            end += len(character)
+            if character and character != b'"':
                 depth += 1 if character in b"[{" else -1
                 if depth == 0:
+                    self._keep(end)
                     return True
-            elif not self._fill():
+                if depth > DEPTH_LIMIT:
+                    raise self.error(f"a row is nested more than {DEPTH_LIMIT:,} deep; the file is no data, or damaged")
+                continue
+            # Kept by stretches: bracket by bracket, a row of nothing else would fill the memory.
+            self._keep(end)
+            if not (self._pass_string() if character else self._fill()):
                 return False
+            end = self._at
 
     def _pass_string(self) -> bool:
         """Passes over the rest of a string whose end is in a later block."""

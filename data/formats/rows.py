@@ -17,9 +17,10 @@ format. It stops the run whatever the policy, for a shorter file must never pass
 | a truncated or damaged Parquet, Arrow or ArrayRecord file; a Parquet page whose checksum is wrong | DataError |
 
 Plain text, uncompressed Arrow, and Parquet pages without checksums hold nothing by which a flipped bit inside a value
-could be noticed; it is read as it stands. Gzip, xz, bzip2, zstd with checksums (the default of its command) and
-ArrayRecord notice every one. Nor can a text that is cut be told from a shorter one where a row ends, or in the last
-field of a table's last row. Compress texts, and a cut never goes unnoticed.
+could be noticed; it is read as it stands. Nor does Parquet's footer: a bit of it may rename a column, as in the header
+of a text table, and a field that goes unread is told in a notice. Gzip, xz, bzip2, zstd with checksums (the default of
+its command) and ArrayRecord notice every one. Nor can a text that is cut be told from a shorter one where a row ends,
+or in the last field of a table's last row. Compress texts, and a cut never goes unnoticed.
 """
 
 from collections.abc import Callable

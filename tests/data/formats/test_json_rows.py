@@ -131,3 +131,12 @@ def test_100_000_brackets_in_an_array_end_soon(tmp_path):
     with pytest.raises(DataError, match="it is cut"):
         read_bytes(tmp_path, b"[" * 100_000)
     assert time.process_time() - started < 3
+
+
+def test_a_hundred_megabytes_of_brackets_are_refused_at_once(tmp_path):
+    """Each was looked at by itself, and kept by itself: minutes, and gigabytes, for a file that holds nothing."""
+    (tmp_path / "x.json").write_bytes(b'[{"a": 1},\n' + b"[" * (100 << 20))
+    started = time.process_time()
+    with pytest.raises(DataError, match=r"x.json:2: a row is nested more than 100,000 deep"):
+        read_file(tmp_path / "x.json")
+    assert time.process_time() - started < 3

@@ -195,10 +195,7 @@ def test_a_recipe_that_contradicts_itself_is_named_by_its_key(settings, message)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (
-            {"rows": "tree"},
-            r"rows of form `tree` need 'message_id' .*name it in `tree:` .the first row is rows.jsonl:1",
-        ),
+        ({"rows": "tree"}, r"rows of form `tree` need 'message_id' .*in `tree:` .the first row is rows.jsonl:1"),
         ({"rows": "instruction"}, r"`instruction` need 'instruction' \(or no other\); fields are text; .*columns"),
         (
             {"rows": "text", "columns": {"text": "txt"}},
@@ -214,10 +211,7 @@ def test_a_declared_form_that_the_rows_do_not_have_is_refused_before_any_is_read
 @pytest.mark.parametrize(
     "odd, message",
     [
-        (
-            {"prompt": "a", "question": "b", "completion": "c"},
-            "could both be the prompt of source 'x', at .*:1 and .*:3",
-        ),
+        ({"prompt": "a", "question": "b", "completion": "c"}, "both be the prompt of source 'x', at .*:1 and .*:3"),
         ({"prompt": "a", "completion": "b", "history": "h"}, r"would leave out history; .*\(first at rows.jsonl:3\)"),
     ],
 )
