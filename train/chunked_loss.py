@@ -107,7 +107,7 @@ def chunked_losses(
 
     Differentiate the objective: its gradient is ready when its value is. A cotangent of `loss_BK` is served too, each
     position's by itself, by walking over the chunks again; nothing of that is compiled where there is none. Where the
-    head is not differentiated, no gradient of it is made.
+    head is not differentiated, no gradient of it is made. Raises ValueError when the weights are differentiated.
     """
     return _losses((config, model), x_BKD, head, targets_BK, weight_BK)
 
@@ -124,6 +124,11 @@ def _forward_only(static, x_BKD, head, targets_BK, weight_BK, wanted: Wanted) ->
 
 
 def _forward(static, x_BKD, head, targets_BK, weight_BK):
+    if weight_BK.perturbed:
+        raise ValueError(
+            "the chunked head has no gradient for loss weights: positions whose weight is 0 are never computed; "
+            'stop their gradient, or differentiate the full head, LossConfig(head="full")'
+        )
     wanted = Wanted(x=x_BKD.perturbed, head=head.perturbed)
     arrays = (x_BKD.value, head.value, targets_BK.value, weight_BK.value)
     losses, walked = _forward_only(static, *arrays, wanted)
@@ -137,11 +142,13 @@ def _backward(static, saved, g: TokenLosses):
     if _is_zero(g.loss_BK):
         grad_x, grad_head = (None if grad is None else grad * g_objective for grad in (grad_x, grad_head))
     else:
-        tokens = Tokens(targets_BK, weight_BK != 0, g.loss_BK, g_objective * weight_BK)
+        is_trained_BK = weight_BK != 0
+        of_losses_BK = jnp.where(is_trained_BK, g.loss_BK, 0.0)  # elsewhere the loss is a constant, 0
+        tokens = Tokens(targets_BK, is_trained_BK, of_losses_BK, g_objective * weight_BK)
         wanted = Wanted(x=grad_x is not None, head=grad_head is not None)
         again = _walk(static, wanted, x_BKD, head, tokens)
         grad_x, grad_head = again.grad_x, again.grad_head
-    return _like(x_BKD, grad_x), _like(head, grad_head), None, _like(weight_BK, g_objective * walked.objective)
+    return _like(x_BKD, grad_x), _like(head, grad_head), None, None
 
 
 _losses.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -282,7 +282,7 @@ FREE = [
     "run.dir=elsewhere", "compute.dtype=bfloat16", "compute.remat=block", "mesh.tensor=2",
     "checkpoint.save_every=7",
     "data.workers=2", "data.prefetch=5", "data.root=/data", "train.log_every=3", "train.tensorboard=false",
-    "train.microbatches=4",
+    "train.microbatches=4", "train.loss.head=full", "train.loss.chunk=64",
 ]  # fmt: skip
 
 
