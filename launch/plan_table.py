@@ -74,7 +74,7 @@ def describe_head(spec: StepSpec, mesh: jax.sharding.Mesh) -> str:
     if spec.loss.head == "full":
         return f"full head{added}"
     vocabulary = spec.model.padded_vocab // ways(spec.axes.vocab, mesh)
-    most = chunk_positions(spec.loss, vocabulary, mesh.devices.flat[0].platform)
+    most = chunk_positions(spec.loss, vocabulary, mesh.devices.flat[0].device_kind)
     return f"chunked head, at most {most:,} positions a device at a time{added}"
 
 

@@ -82,11 +82,11 @@ class Walked(NamedTuple):
     """Within a device (D, V) whatever the head's layout: the narrower operand comes first in its product."""
 
 
-def chunk_positions(config: LossConfig, vocabulary: int, platform: str) -> int:
+def chunk_positions(config: LossConfig, vocabulary: int, device_kind: str) -> int:
     """How many positions a device has logits of at a time, if it has as many; `vocabulary` is the part of it there."""
     if config.chunk is not None:
         return config.chunk
-    if platform != "cpu":
+    if device_kind != "cpu":
         return ACCELERATOR_POSITIONS
     return max(CPU_LEAST, CPU_BYTES // (4 * vocabulary) // CPU_LEAST * CPU_LEAST)
 
@@ -185,8 +185,8 @@ def _walk_device(static, layout: Layout, wanted: Wanted, x_BKD, head, tokens: To
     """The fields of `_walk` for one device's rows and part of the vocabulary."""
     rows, length, dim = x_BKD.shape
     count = rows * length
-    platform = jax.sharding.get_abstract_mesh().abstract_device.platform
-    size, chunks = _split(count, chunk_positions(static[0], head.shape[0 if layout.tied else 1], platform))
+    device_kind = jax.sharding.get_abstract_mesh().abstract_device.device_kind
+    size, chunks = _split(count, chunk_positions(static[0], head.shape[0 if layout.tied else 1], device_kind))
     x_ND, tokens = x_BKD.reshape(count, dim), jax.tree.map(lambda x_BK: x_BK.reshape(count), tokens)
     visit = functools.partial(_visit, static, layout, wanted)
     walked = visit(x_ND, head, tokens) if chunks == 1 else _walk_chunks(visit, layout, wanted, x_ND, head, tokens, size)

@@ -315,16 +315,16 @@ def test_chunks_hold_all_positions_and_none_is_too_large_or_empty(positions, mos
 
 
 @pytest.mark.parametrize(
-    ("chunk", "vocabulary", "platform", "wanted"),
+    ("chunk", "vocabulary", "device_kind", "wanted"),
     [
         (None, 262_144, "cpu", 128),
         (None, 32_768, "cpu", 512),
         (None, 4096, "cpu", 4096),
-        (None, 262_144, "gpu", 2048),
-        (None, 4096, "tpu", 2048),
+        (None, 262_144, "NVIDIA H100 80GB HBM3", 2048),
+        (None, 4096, "TPU v5 lite", 2048),
         (100, 262_144, "cpu", 100),
-        (100, 262_144, "tpu", 100),
+        (100, 262_144, "TPU v5 lite", 100),
     ],
 )
-def test_the_size_of_a_chunk_suits_the_platform_unless_it_is_given(chunk, vocabulary, platform, wanted):
-    assert chunk_positions(LossConfig(chunk=chunk), vocabulary, platform) == wanted
+def test_the_size_of_a_chunk_suits_the_platform_unless_it_is_given(chunk, vocabulary, device_kind, wanted):
+    assert chunk_positions(LossConfig(chunk=chunk), vocabulary, device_kind) == wanted
