@@ -42,18 +42,18 @@ class Shape(NamedTuple):
 class Head:
     """A contender, in its own process."""
 
-    def __init__(self, shape: Shape, loss: dict[str, Any], cores: int):
+    def __init__(self, shape: Shape, loss: dict[str, Any], cores: int, keep_memory: bool):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
         # Imported here: the allocator's setting comes before any array.
         from launch.runtime import set_up_process
 
-        set_up_process()
+        set_up_process(keep_memory=keep_memory)
         import jax
 
-        from model.parallel import AxisRules, MeshConfig, make_mesh
+        from model.parallel import MeshConfig, make_mesh
 
         jax.set_mesh(make_mesh(MeshConfig(fsdp=1), jax.devices()[:1]))
-        self._arguments = make_arguments(shape, AxisRules())
+        self._arguments = make_arguments(shape)
         self._step = jax.jit(functools.partial(step, shape, loss)).lower(*self._arguments).compile()
 
     def describe(self) -> dict[str, Any]:
@@ -92,18 +92,22 @@ def model_of(shape: Shape):
     )
 
 
-def make_arguments(shape: Shape, axes):
-    """Hidden states, table, targets, weights: of unit size, as at a model's start."""
+def make_arguments(shape: Shape):
+    """Hidden states, table, targets, weights: of unit size, as at a model's start.
+
+    Drawn by NumPy in place: JAX's generators need several times the table, which would hide what the head needs.
+    """
     import jax
     import jax.numpy as jnp
+    import numpy as np
 
-    keys = jax.random.split(jax.random.key(0), 4)
-    lead = (shape.rows, shape.positions)
-    x_BKD = jax.random.normal(keys[0], (*lead, shape.dim), jnp.dtype(shape.dtype))
-    table_VD = jax.random.normal(keys[1], (shape.vocabulary, shape.dim)) * shape.dim**-0.5
-    targets_BK = jax.random.randint(keys[2], lead, 0, shape.vocabulary)
-    weight_BK = (jax.random.uniform(keys[3], lead) < shape.trained).astype(jnp.float32)
-    return jax.block_until_ready((x_BKD, table_VD, targets_BK, weight_BK))
+    rng, lead = np.random.default_rng(0), (shape.rows, shape.positions)
+    table_VD = rng.standard_normal((shape.vocabulary, shape.dim), dtype=np.float32)
+    table_VD *= shape.dim**-0.5
+    x_BKD = jnp.asarray(rng.standard_normal((*lead, shape.dim), dtype=np.float32)).astype(shape.dtype)
+    targets_BK = rng.integers(0, shape.vocabulary, lead, dtype=np.int32)
+    weight_BK = (rng.random(lead) < shape.trained).astype(np.float32)
+    return jax.block_until_ready(jax.device_put((x_BKD, table_VD, targets_BK, weight_BK)))
 
 
 def step(shape: Shape, loss: dict[str, Any], x_BKD, table_VD, targets_BK, weight_BK):
@@ -132,12 +136,14 @@ def step(shape: Shape, loss: dict[str, Any], x_BKD, table_VD, targets_BK, weight
     return value, gradients, norms
 
 
-def compare(shape: Shape, heads: dict[str, dict[str, Any]], *, steps: int, cores: int) -> list[list[str]]:
+def compare(
+    shape: Shape, heads: dict[str, dict[str, Any]], *, steps: int, cores: int, keep_memory: bool
+) -> list[list[str]]:
     """The table's rows for one vocabulary.
 
     Raises SystemExit when a head's loss or gradient is another than the first's.
     """
-    workers = {name: Process(functools.partial(Head, shape, loss, cores)) for name, loss in heads.items()}
+    workers = {name: Process(functools.partial(Head, shape, loss, cores, keep_memory)) for name, loss in heads.items()}
     try:
         facts = {name: worker.ask("describe") for name, worker in workers.items()}
         first = {name: worker.ask("step") for name, worker in workers.items()}
@@ -178,6 +184,7 @@ def main() -> None:
     add("--chunks", type=int, nargs="*", default=[], help="chunk sizes to try beside the default")
     add("--steps", type=int, default=7, help="timed steps of each head (default: 7)")
     add("--cores", type=int, default=os.cpu_count())
+    add("--plain-malloc", action="store_true", help="leave glibc's allocator as it is")
     options = parser.parse_args()
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(" ".join(["$ python -m tests.bench.loss_head", *sys.argv[1:]]))
@@ -189,7 +196,9 @@ def main() -> None:
         shape = Shape(
             options.rows, options.positions, options.dim, vocabulary, options.trained, options.dtype
         )  # fmt: skip
-        for row in compare(shape, heads, steps=options.steps, cores=options.cores):
+        for row in compare(
+            shape, heads, steps=options.steps, cores=options.cores, keep_memory=not options.plain_malloc
+        ):
             table.add_row(*row)
     console.print(
         f"{options.rows} rows of {options.positions} positions, {options.trained:.0%} trained, width {options.dim}, "
