@@ -11,7 +11,10 @@ from rich.text import Text
 
 from data.languages import own_name, script_of
 from data.printable import isolate
+from model.parallel import ways
+from train.chunked_loss import chunk_positions
 from train.loop import TrainJob
+from train.step import StepSpec
 
 MOST_ROWS = 48
 # Languages or names shown on one line.
@@ -59,10 +62,22 @@ def print_plan(summary: dict[str, Any], job: TrainJob, mesh: jax.sharding.Mesh, 
     console.print(
         f"mesh {dict(mesh.shape)} on {mesh.devices.size} {mesh.devices.flat[0].platform} device(s); "
         f"compute {job.spec.compute.dtype}, parameters float32; attention: dot product, masked by segment; "
-        f"loss: logits at trained positions only (on average {mean_k:.0f} of {summary['row_length']} a row); "
+        f"loss: {describe_head(job.spec, mesh)}, logits at trained positions only (on average {mean_k:.0f} of "
+        f"{summary['row_length']} a row); "
         f"remat {job.spec.compute.remat}; microbatches {job.spec.microbatches}",
         highlight=False,
     )
+
+
+def describe_head(spec: StepSpec, mesh: jax.sharding.Mesh) -> str:
+    """The loss head in use, and what is minimised beside the cross-entropy."""
+    beside = {"z-loss": spec.loss.z_loss_weight, "label smoothing": spec.loss.label_smoothing}
+    added = "".join(f", {name} {weight:g}" for name, weight in beside.items() if weight)
+    if spec.loss.head == "full":
+        return f"full head{added}"
+    vocabulary = spec.model.padded_vocab // ways(spec.axes.vocab, mesh)
+    most = chunk_positions(spec.loss, vocabulary, mesh.devices.flat[0].device_kind)
+    return f"chunked head, at most {most:,} positions a device at a time{added}"
 
 
 def print_mixture(summary: dict[str, Any], console: Console) -> None:

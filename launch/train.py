@@ -140,6 +140,7 @@ def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
         num_languages=len(prepared.dataset.facts.languages),
         most_trained=max(most_trained_S),
         microbatches=recipe.train.microbatches,
+        loss=recipe.train.loss,
         router=recipe.train.router,
     )
     return TrainJob(

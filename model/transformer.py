@@ -104,10 +104,52 @@ def apply_routed(
     compute: ComputeConfig = ComputeConfig(),
 ) -> tuple[Float[Array, "B _ V"], RouterSums]:
     """What `apply` gives, and the sums over layers and real tokens that router losses are made of."""
+    x_BTD, sums = apply_hidden(
+        cfg, axes, params, tokens_BT, segments_BT, positions_BT, at_BK=at_BK, compute=compute
+    )  # fmt: skip
+    return _logits(cfg, axes, params, x_BTD), sums
+
+
+def apply_hidden(
+    cfg: ModelConfig,
+    axes: AxisRules,
+    params: Params,
+    tokens_BT: Int[Array, "B T"],
+    segments_BT: Int[Array, "B T"],
+    positions_BT: Int[Array, "B T"],
+    *,
+    at_BK: Int[Array, "B K"] | None = None,
+    compute: ComputeConfig = ComputeConfig(),
+) -> tuple[Float[Array, "B _ D"], RouterSums]:
+    """What the head of `apply_routed` is given instead of what it makes: normed hidden states, in compute's dtype.
+
+    Their products with `head_weight`, accumulated in float32 and passed through `finish_logits`, are the logits.
+    """
     context = _packed_context(cfg, segments_BT, positions_BT)
     x_BTD = _embed(cfg, axes, params, tokens_BT, compute)
     x_BTD, _, sums = _run_layers(cfg, axes, params, x_BTD, context, None, compute)
-    return _logits(cfg, axes, params, x_BTD, at_BK), sums
+    return _last_hidden(cfg, axes, params, x_BTD, at_BK), sums
+
+
+def head_weight(cfg: ModelConfig, params: Params) -> Float[Array, "_ _"]:
+    """The head's matrix: (V, D) where it is the embedding's, (D, V) where it is its own."""
+    return params["embedding"]["weight"] if cfg.tied_head else params["head"]["weight"]
+
+
+def finish_logits(
+    cfg: ModelConfig, logits: Float[Array, "*batch V"], first_id: int | Int[Array, ""] = 0
+) -> Float[Array, "*batch V"]:
+    """Logits from the head's products: scaled, soft-capped, as low as can be for ids of vocabulary padding.
+
+    `first_id` is the id of their first column: a device may have a part of the vocabulary only.
+    """
+    if cfg.logit_scale != 1.0:
+        logits = logits * cfg.logit_scale
+    logits = soft_cap(logits, cfg.final_softcap)
+    if not cfg.vocab_padding:
+        return logits
+    is_real_V = first_id + jnp.arange(logits.shape[-1]) < cfg.vocab_size
+    return jnp.where(is_real_V[(None,) * (logits.ndim - 1)], logits, jnp.finfo(jnp.float32).min)
 
 
 def apply_cached(
@@ -130,7 +172,8 @@ def apply_cached(
     context = _cached_context(cfg, positions_BT, cache.slots, text_lengths_B)
     x_BTD = _embed(cfg, axes, params, tokens_BT, compute)
     x_BTD, stacks, _ = _run_layers(cfg, axes, params, x_BTD, context, cache.stacks, compute)
-    return _logits(cfg, axes, params, x_BTD, at_BK), KVCache(stacks or {})
+    x_BTD = _last_hidden(cfg, axes, params, x_BTD, at_BK)
+    return _logits(cfg, axes, params, x_BTD), KVCache(stacks or {})
 
 
 def empty_cache(
@@ -259,23 +302,19 @@ def _run_group(cfg, axes, group: tuple[Stack, ...], params, x_BTD, context, cach
     return x_BTD, caches, jax.tree.map(lambda turns: jnp.sum(turns, axis=0), sums)
 
 
-def _logits(cfg: ModelConfig, axes: AxisRules, params: Params, x_BTD, at_BK):
-    """Float32 logits, at `at_BK` only if that is given; those of vocabulary padding are as low as can be."""
+def _last_hidden(cfg: ModelConfig, axes: AxisRules, params: Params, x_BTD, at_BK):
+    """Normed hidden states, at `at_BK` only if that is given."""
     if at_BK is not None:
         rows_B1 = jnp.arange(x_BTD.shape[0])[:, None]
         x_BTD = x_BTD.at[rows_B1, at_BK].get(out_sharding=axes.spec("batch", None, None))
-    x_BTD = run(final_norm(cfg), params["final_norm"], x_BTD)
+    return run(final_norm(cfg), params["final_norm"], x_BTD)
+
+
+def _logits(cfg: ModelConfig, axes: AxisRules, params: Params, x_BTD):
+    """Float32 logits of normed hidden states."""
     if cfg.tied_head:
-        logits_BTV = run(embedding_of(cfg, axes), params["embedding"], x_BTD, method="decode")
-    else:
-        logits_BTV = run(head_of(cfg, axes), params["head"], x_BTD)
-    if cfg.logit_scale != 1.0:
-        logits_BTV = logits_BTV * cfg.logit_scale
-    logits_BTV = soft_cap(logits_BTV, cfg.final_softcap)
-    if not cfg.vocab_padding:
-        return logits_BTV
-    is_real_V = jnp.arange(cfg.padded_vocab) < cfg.vocab_size
-    return jnp.where(is_real_V[None, None, :], logits_BTV, jnp.finfo(jnp.float32).min)
+        return finish_logits(cfg, run(embedding_of(cfg, axes), params["embedding"], x_BTD, method="decode"))
+    return finish_logits(cfg, run(head_of(cfg, axes), params["head"], x_BTD))
 
 
 def _packed_context(cfg: ModelConfig, segments_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]) -> Context:

@@ -39,6 +39,31 @@ class RouterLossConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Of `train.loss.router_z_loss`, against growing logits; 0.001 in its source: arXiv:2202.08906, eq. 5."""
 
 
+class LossConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the loss of the tokens is computed, and what is minimised beside their cross-entropy.
+
+    `head` and `chunk` change memory and speed, never a result. The logged loss is always the bare cross-entropy.
+    """
+
+    head: Literal["chunked", "full"] = "chunked"
+    """`chunked`: never more than a chunk of logits, and only those of trained positions (`train.chunked_loss`);
+    `full`: the logits of all of a microbatch's K positions a row at once."""
+    chunk: AtLeastOne | None = None
+    """Most positions a device has logits of at a time; None: what suits the platform and the width of the vocabulary
+    (`train.chunked_loss.chunk_positions`; the plan prints it)."""
+    z_loss_weight: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """Of the squared log of each token's softmax denominator, against drifting logits; 1e-4 in its source:
+    arXiv:2204.02311, section 5."""
+    label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    """Share of each target's probability that is spread evenly over the vocabulary; 0.1 in its source:
+    arXiv:1512.00567, section 7."""
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether nothing but the cross-entropy is minimised."""
+        return self.z_loss_weight == 0 and self.label_smoothing == 0
+
+
 class CheckpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """When to save and what to keep. Saving is asynchronous; a run's last state is always saved."""
 
@@ -63,6 +88,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Rows of the global batch, over all devices and microbatches."""
     microbatches: AtLeastOne = 1
     """Parts the batch is split into, one after the other; the loss and update do not depend on it."""
+    loss: LossConfig = LossConfig()
+    """Of the tokens."""
     router: RouterLossConfig = RouterLossConfig()
     """Of models with experts."""
     log_every: AtLeastOne = 10

@@ -1,4 +1,4 @@
-"""Weighted cross-entropy, as sums and weights, in total and by language."""
+"""Weighted cross-entropy, as sums and weights, in total and by language; and what may be minimised beside it."""
 
 from typing import NamedTuple
 
@@ -7,15 +7,28 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from model.moe import RouterSums
+from train.config import LossConfig
 
 
 class LossSums(NamedTuple):
     """Sums over tokens by language id; the mean is taken once, by whoever has the whole global batch."""
 
     loss_R: Float[Array, "R"]
+    """Of the bare cross-entropy, whatever is minimised: comparable between runs, and with evaluation."""
     weight_R: Float[Array, "R"]
     router: RouterSums | None = None
     """None: the model has no experts."""
+    objective: Float[Array, ""] | None = None
+    """What is minimised, summed like the loss: `loss_R` with label smoothing and z-loss. This is what to
+    differentiate; a gradient of `loss_R` itself is right too, and costs a chunked head a second pass."""
+
+
+class TokenLosses(NamedTuple):
+    """A head's losses: what is minimised as one weighted sum, and the bare cross-entropy of each position."""
+
+    objective: Float[Array, ""]
+    loss_BK: Float[Array, "B K"]
+    """Not weighted, in nats, float32. A chunked head gives 0 where the weight is 0."""
 
 
 def cross_entropy(logits_BKV: Float[Array, "B K V"], targets_BK: Int[Array, "B K"]) -> Float[Array, "B K"]:
@@ -29,6 +42,35 @@ def cross_entropy(logits_BKV: Float[Array, "B K V"], targets_BK: Int[Array, "B K
     )
     picked_BK = jnp.sum(jnp.where(vocabulary_BKV == targets_BK[..., None], logits_BKV, 0.0), axis=-1)
     return jax.nn.logsumexp(logits_BKV, axis=-1) - picked_BK
+
+
+def full_losses(
+    config: LossConfig,
+    logits_BKV: Float[Array, "B K V"],
+    targets_BK: Int[Array, "B K"],
+    weight_BK: Float[Array, "B K"],
+    *,
+    vocab_size: int,
+) -> TokenLosses:
+    """The losses of logits that are all there at once; those from `vocab_size` on are padding, and very low."""
+    loss_BK = cross_entropy(logits_BKV, targets_BK)
+    if config.is_bare:
+        return TokenLosses(jnp.sum(loss_BK * weight_BK), loss_BK)
+    logits_BKV = logits_BKV.astype(jnp.float32)
+    log_z_BK = jax.nn.logsumexp(logits_BKV, axis=-1)
+    vocabulary_V = jnp.arange(logits_BKV.shape[-1])[None, None]
+    total_BK = jnp.sum(jnp.where(vocabulary_V < vocab_size, logits_BKV, 0.0), axis=-1)
+    added_BK = added_loss(config, log_z_BK - loss_BK, total_BK / vocab_size, log_z_BK)
+    return TokenLosses(jnp.sum((loss_BK + added_BK) * weight_BK), loss_BK)
+
+
+def added_loss(config: LossConfig, picked: Array, mean: Array, log_z: Array) -> Array:
+    """What label smoothing and z-loss add to each token's cross-entropy, log_z - picked.
+
+    `picked` is the target's logit, `mean` that of the whole vocabulary, `log_z` their logsumexp. Smoothing by e moves
+    e of the target's probability to the uniform distribution: log_z - (1 - e) picked - e mean. Sources: `LossConfig`.
+    """
+    return config.label_smoothing * (picked - mean) + config.z_loss_weight * jnp.square(log_z)
 
 
 def sums_by_language(

@@ -55,6 +55,8 @@ class StepRecord(NamedTuple):
     digest: str
     router: dict[str, float] | None = None
     """The router's losses by name, not yet weighted; None without experts. `loss` does not hold them."""
+    objective: float | None = None
+    """Mean over the weight of what is minimised of the tokens, with label smoothing and z-loss; None: `loss` is."""
 
 
 def describe_batch(batch: Batch, *, first_row: int, num_languages: int) -> BatchFacts:
@@ -158,6 +160,7 @@ class MetricsWriter:
             rows=facts.rows,
             digest=facts.digest,
             router=_router_losses(metrics.sums.router),
+            objective=None if metrics.sums.objective is None else float(metrics.sums.objective) / weight,
         )
         self._write_record(record)
         self._add_languages(step, metrics, facts)
@@ -177,7 +180,7 @@ class MetricsWriter:
                 "loss": record.loss,
                 "weight": record.weight,
                 "grad_norm": record.grad_norm,
-                **(record.router or {}),
+                **_beside_loss(record),
                 "learning_rate": record.learning_rate,
                 "tokens": record.tokens,
                 "padding": round(record.padding, 6),
@@ -190,7 +193,7 @@ class MetricsWriter:
         if self._board:
             for name in ("loss", "grad_norm", "learning_rate", "padding"):
                 self._add_scalar(f"train/{name}", getattr(record, name), record.step)
-            for name, value in (record.router or {}).items():
+            for name, value in _beside_loss(record).items():
                 self._add_scalar(f"train/{name}", value, record.step)
             self._add_scalar("speed/tokens_per_s", record.tokens / record.seconds, record.step)
 
@@ -255,6 +258,12 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def _beside_loss(record: StepRecord) -> dict[str, float]:
+    """What is minimised beside the loss, by name."""
+    objective = {} if record.objective is None else {"objective": record.objective}
+    return objective | (record.router or {})
 
 
 def _router_losses(sums: RouterSums | None) -> dict[str, float] | None:

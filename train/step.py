@@ -13,10 +13,11 @@ from data.batch import Batch
 from model.config import ComputeConfig, ModelConfig
 from model.moe import RouterSums, add_sums, no_sums
 from model.parallel import AxisRules
-from train.config import RouterLossConfig
+from train.chunked_loss import chunked_losses
+from train.config import LossConfig, RouterLossConfig
 from train.loss import (
     LossSums,
-    cross_entropy,
+    full_losses,
     load_balance_loss,
     router_z_loss,
     sums_by_language,
@@ -25,6 +26,7 @@ from train.loss import (
 from train.state import TrainState
 
 NO_ROUTER_LOSS = RouterLossConfig()
+DEFAULT_LOSS = LossConfig()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +40,7 @@ class StepSpec:
     most_trained: int
     """Largest number of trained positions in any row of the run (K)."""
     microbatches: int = 1
+    loss: LossConfig = DEFAULT_LOSS
     router: RouterLossConfig = NO_ROUTER_LOSS
 
     def __post_init__(self):
@@ -66,18 +69,26 @@ class StepMetrics(NamedTuple):
 
 
 def loss_sums(spec: StepSpec, params: transformer.Params, batch: Batch) -> LossSums:
-    """The loss of a batch (or microbatch) as sums by language, with logits made at trained positions only."""
+    """The loss of a batch (or microbatch) as sums by language, with logits made at trained positions only.
+
+    Both heads give the same: see `LossConfig`.
+    """
     at_BK = trained_positions(jnp.asarray(batch.loss_weight_BT), spec.most_trained)
     inputs = (jnp.asarray(field_BT) for field_BT in (batch.tokens_BT, batch.segments_BT, batch.positions_BT))
-    logits_BKV, router = transformer.apply_routed(
-        spec.model, spec.axes, params, *inputs, at_BK=at_BK, compute=spec.compute
-    )
     targets_BK, weight_BK, language_BK = (
         jnp.take_along_axis(field_BT, at_BK, axis=1)
         for field_BT in (batch.targets_BT, batch.loss_weight_BT, batch.language_BT)
     )
-    sums = sums_by_language(cross_entropy(logits_BKV, targets_BK), weight_BK, language_BK, spec.num_languages)
-    return sums._replace(router=router if spec.has_experts else None)
+    model = (spec.model, spec.axes, params)
+    if spec.loss.head == "full":
+        logits_BKV, router = transformer.apply_routed(*model, *inputs, at_BK=at_BK, compute=spec.compute)
+        losses = full_losses(spec.loss, logits_BKV, targets_BK, weight_BK, vocab_size=spec.model.vocab_size)
+    else:
+        x_BKD, router = transformer.apply_hidden(*model, *inputs, at_BK=at_BK, compute=spec.compute)
+        weight = transformer.head_weight(spec.model, params)
+        losses = chunked_losses(spec.loss, spec.model, x_BKD, weight, targets_BK, weight_BK)
+    sums = sums_by_language(losses.loss_BK, weight_BK, language_BK, spec.num_languages)
+    return sums._replace(router=router if spec.has_experts else None, objective=losses.objective)
 
 
 def mean_gradient(spec: StepSpec, params: transformer.Params, batch: Batch) -> tuple[transformer.Params, LossSums]:
@@ -91,7 +102,9 @@ def mean_gradient(spec: StepSpec, params: transformer.Params, batch: Batch) -> t
 
     def total(params: transformer.Params, part: Batch) -> tuple[Array, LossSums]:
         sums = loss_sums(spec, params, part)
-        objective = jnp.sum(sums.loss_R)
+        objective = sums.objective
+        assert objective is not None, "loss_sums always gives one"
+        sums = sums._replace(objective=None) if spec.loss.is_bare else sums
         if spec.trains_router and sums.router is not None:
             # In the unit of summed loss, as the division below is by the summed weight of all parts.
             objective += jnp.sum(batch.loss_weight_BT) * router_loss(spec, sums.router, counts)

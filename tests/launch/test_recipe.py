@@ -283,7 +283,7 @@ FREE = [
     "checkpoint.save_every=7",
     "data.workers=2", "data.prefetch=5", "data.root=/data", "data.store=/store", "data.prepare_workers=3",
     "data.changed_plan=refuse", "train.log_every=3", "train.tensorboard=false",
-    "train.microbatches=4",
+    "train.microbatches=4", "train.loss.head=full", "train.loss.chunk=64",
 ]  # fmt: skip
 
 

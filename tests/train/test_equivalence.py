@@ -1,8 +1,11 @@
-"""One update is the same number however it is computed: mesh, microbatches, packing, remat, unrolling, K."""
+"""One update is the same number however it is computed: mesh, microbatches, packing, remat, unrolling, K, head."""
 
+import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 from toy import (
@@ -23,9 +26,11 @@ from toy import (
 )  # fmt: skip
 
 from model.config import ComputeConfig
+from model.transformer import init
+from train.config import LossConfig
 from train.loop import put_batch
 from train.optim import make_optimizer
-from train.step import StepSpec, loss_sums, train_step
+from train.step import StepSpec, loss_sums, mean_gradient, train_step
 
 EXAMPLES = make_examples(64)
 PACKED = lay_out(pack_pairs(EXAMPLES))
@@ -33,10 +38,14 @@ SEPARATE = lay_out([[example] for example in EXAMPLES])
 STEPS = 3
 
 
-def make_spec(batch, *, microbatches=1, extra_trained=0, **compute):
+CHUNK = 16
+"""Positions; a device of the meshes has 32 to 512, so that the head has several chunks everywhere."""
+
+
+def make_spec(batch, *, microbatches=1, extra_trained=0, loss=LossConfig(chunk=CHUNK), **compute):  # noqa: B008
     return StepSpec(
         model=TOY, axes=AXES, compute=ComputeConfig(**compute), num_languages=len(LANGUAGES),
-        most_trained=most_trained(batch) + extra_trained, microbatches=microbatches,
+        most_trained=most_trained(batch) + extra_trained, microbatches=microbatches, loss=loss,
     )  # fmt: skip
 
 
@@ -100,6 +109,46 @@ def test_packed_rows_train_like_one_example_a_row(plain, toy_params):
 )
 def test_memory_and_speed_settings_change_no_result(plain, toy_params, how):
     assert_close_trees(run_steps(toy_params, PACKED, **how), plain)
+
+
+@pytest.mark.parametrize("loss", [LossConfig(head="full"), LossConfig()], ids=["full", "one-chunk"])
+def test_the_head_changes_no_result(plain, toy_params, loss):
+    """`plain` walks over several chunks."""
+    assert_close_trees(run_steps(toy_params, PACKED, loss=loss), plain)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
+def test_the_head_changes_no_gradient_with_all_that_a_family_and_a_recipe_can_ask_for(tied):
+    """Scale, soft-cap, vocabulary padding, z-loss, label smoothing: chunked, sharded, in microbatches; and plain."""
+    model = msgspec.structs.replace(
+        TOY, vocab_padding=8, tied_head=tied, logit_scale=0.5, final_softcap=2.0
+    )  # fmt: skip
+
+    def gradient(mesh, **how):
+        loss = LossConfig(z_loss_weight=0.05, label_smoothing=0.1, **how.pop("loss"))
+        spec = dataclasses.replace(make_spec(PACKED, loss=loss, **how), model=model)
+        with jax.set_mesh(mesh_of(mesh)):
+            params = jax.jit(init, static_argnums=(0, 1))(model, AXES, jax.random.key(0))
+            batch = put_batch(PACKED, AXES.spec("batch", None))
+            return copy_to_host(jax.jit(functools.partial(mean_gradient, spec))(params, batch))
+
+    wanted = gradient((1, 1), loss={"head": "full"})
+    assert_close_trees(gradient((2, 4), loss={"chunk": CHUNK}, microbatches=4), wanted)
+    assert wanted[1].objective > wanted[1].loss_R.sum()
+
+
+def test_languages_weighed_differently_have_the_full_head_s_gradient(toy_params, one_device):
+    """A cotangent for each language: what a hand-written gradient that knows only sums of losses gets wrong."""
+    factor_R = np.float32([0, 2, -0.5, 0.125])
+
+    def gradient(loss):
+        def weighed(params):
+            sums = loss_sums(make_spec(PACKED, loss=loss), params, jax.tree.map(jnp.asarray, PACKED))
+            return jnp.sum(factor_R * sums.loss_R)
+
+        return copy_to_host(jax.jit(jax.value_and_grad(weighed))(toy_params))
+
+    assert_close_trees(gradient(LossConfig(chunk=CHUNK)), gradient(LossConfig(head="full")))
 
 
 def test_packed_loss_is_the_sum_of_separate_losses(plain, toy_params, one_device):

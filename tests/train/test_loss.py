@@ -1,11 +1,13 @@
 import jax.numpy as jnp
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from toy import TOLERANCE
 
-from train.loss import cross_entropy, sums_by_language, trained_positions
+from train.config import LossConfig, TrainConfig
+from train.loss import cross_entropy, full_losses, sums_by_language, trained_positions
 
 
 def test_cross_entropy_is_minus_the_log_of_the_softmax(one_device):
@@ -28,6 +30,39 @@ def test_cross_entropy_of_bfloat16_logits_is_float32(one_device):
     loss = cross_entropy(jnp.zeros((1, 1, 1000), jnp.bfloat16), jnp.array([[7]]))
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, [[np.log(1000)]], **TOLERANCE)
+
+
+@pytest.mark.parametrize(("z", "smoothing"), [(0.0, 0.0), (0.5, 0.0), (0.0, 0.3), (0.05, 0.1)])
+def test_what_is_minimised_is_what_the_papers_write(z, smoothing, one_device):
+    """Cross-entropy against (1 - e) x target + e x uniform over the real ids, and z times the squared log denominator.
+
+    The loss beside it stays the bare cross-entropy. Two of eleven ids are padding, which takes no part.
+    """
+    rng = np.random.default_rng(0)
+    logits_BKV = rng.normal(0, 3, (2, 5, 11)).astype(np.float32)
+    logits_BKV[..., 9:] = np.finfo(np.float32).min
+    targets_BK, weight_BK = rng.integers(0, 9, (2, 5)), np.float32([[1, 0, 0.5, 1, 0], [0, 2, 0, 0, 0.25]])
+    real_BKV = logits_BKV[..., :9].astype(np.float64)
+    log_z_BK = np.log(np.exp(real_BKV).sum(axis=-1))
+    log_share_BKV = real_BKV - log_z_BK[..., None]
+    wanted_BKV = (1 - smoothing) * np.eye(9)[targets_BK] + smoothing / 9
+    minimised_BK = -(wanted_BKV * log_share_BKV).sum(axis=-1) + z * log_z_BK**2
+    losses = full_losses(
+        LossConfig(z_loss_weight=z, label_smoothing=smoothing), jnp.asarray(logits_BKV), jnp.asarray(targets_BK),
+        jnp.asarray(weight_BK), vocab_size=9,
+    )  # fmt: skip
+    np.testing.assert_allclose(losses.objective, (minimised_BK * weight_BK).sum(), **TOLERANCE)
+    bare_BK = -np.take_along_axis(log_share_BKV, targets_BK[..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(losses.loss_BK, bare_BK, **TOLERANCE)
+
+
+def test_a_recipe_says_the_head_and_what_is_minimised_under_train():
+    recipe = {"steps": 2, "batch_rows": 8, "loss": {"head": "full", "chunk": 64, "z_loss_weight": 1e-4}}
+    assert msgspec.convert(recipe, TrainConfig).loss == LossConfig(head="full", chunk=64, z_loss_weight=1e-4)
+    assert TrainConfig(steps=2, batch_rows=8).loss == LossConfig(head="chunked") and LossConfig().is_bare
+    for wrong in ({"head": "half"}, {"chunk": 0}, {"z_loss_weight": -1.0}, {"label_smoothing": 1.0}):
+        with pytest.raises(msgspec.ValidationError, match=rf"\$\.loss\.{next(iter(wrong))}"):
+            msgspec.convert({**recipe, "loss": wrong}, TrainConfig)
 
 
 def test_sums_by_language_of_known_numbers(one_device):

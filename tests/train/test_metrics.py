@@ -46,6 +46,14 @@ def write(writer, step, metrics=None, facts=None):
     return writer.write_step(step, metrics or make_metrics(), facts or make_facts(), learning_rate=0.25, seconds=2.0)
 
 
+def test_what_is_minimised_is_logged_beside_the_loss_where_it_is_another(writer, tmp_path):
+    metrics = make_metrics()
+    write(writer, 1, metrics)
+    write(writer, 2, metrics._replace(sums=metrics.sums._replace(objective=jnp.float32(15.0))))
+    steps = [record for record in read_metrics(tmp_path) if record["kind"] == "step"]
+    assert [(step["loss"], step.get("objective")) for step in steps] == [(2.0, None), (2.0, 2.5)]
+
+
 def test_facts_of_a_known_batch():
     facts = describe_batch(BATCH, first_row=40, num_languages=4)
     assert (facts.first_row, facts.rows, facts.tokens, facts.positions) == (40, 2, 6, 12)

@@ -23,6 +23,7 @@ from toy import (
 
 from model import transformer
 from model.config import ComputeConfig
+from train.config import LossConfig
 from train.optim import make_optimizer
 from train.step import StepSpec, loss_sums, mean_gradient, split_rows, train_step
 
@@ -57,7 +58,10 @@ def test_gradient_at_masked_positions_is_exactly_zero(toy_params, one_device, mo
     @jax.grad
     def gradient(nudge_BTV, most):
         monkeypatch.setattr(transformer, "apply_routed", functools.partial(nudged_apply, nudge_BTV=nudge_BTV))
-        spec = StepSpec(model=TOY, axes=AXES, compute=ComputeConfig(), num_languages=len(LANGUAGES), most_trained=most)
+        spec = StepSpec(
+            model=TOY, axes=AXES, compute=ComputeConfig(), num_languages=len(LANGUAGES), most_trained=most,
+            loss=LossConfig(head="full"),
+        )  # fmt: skip
         return jnp.sum(loss_sums(spec, params, jax.tree.map(jnp.asarray, BATCH)).loss_R)
 
     at_all_BT = jnp.broadcast_to(jnp.arange(BATCH.tokens_BT.shape[1])[None], BATCH.tokens_BT.shape)
