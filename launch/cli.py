@@ -19,6 +19,7 @@ EXAMPLES = {
     "demo": "polytune demo",
     "train": "polytune train demo run.dir=runs/mine train.steps=200",
     "prepare": "polytune prepare my_recipe.yaml data.store=prepared",
+    "plan": "polytune plan dense_8b_v5e_256 --topology v5e:16x16",
     "eval": "polytune eval runs/demo --tasks facts,rewrite",
     "preview": "polytune preview demo --rows 2 --language sw --html preview.html",
     "data": "polytune data stats demo --json statistics.json",
@@ -83,6 +84,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_recipe(train)
     preparing = add("prepare", "Tokenise a recipe's data and plan its rows, so that training only reads.")
     _add_recipe(preparing)
+    _add_plan(add("plan", "Compile a recipe's step for machines that are not here: memory, FLOPs, traffic, time."))
     evaluate = add("eval", "Evaluate a checkpoint: results.json, samples and a table by language.")
     evaluate.add_argument("checkpoint", help=MODEL)
     evaluate.add_argument("--template", help="chat template: a shipped name or a file (default: the model's own)")
@@ -126,6 +128,21 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument("run_dir")
     add("env", "Describe machine and versions, to paste into a bug report.")
     return parser
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    parser.add_argument(
+        "--topology", required=True, metavar="KIND:CHIPS", help="v5e:16x16, v6e:8x8, v5p:8x8x8, gpu:h200:8, cpu:8"
+    )
+    parser.add_argument(
+        "--trained-share", type=float, default=1.0, metavar="SHARE",
+        help="of a row's positions, for how many logits are made (default: 1, the worst case)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--search", action="store_true", help="find the least remat, then the fewest microbatches, that fit"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write everything, exactly")
 
 
 def _add_data_stats(parser: argparse.ArgumentParser) -> None:
@@ -189,6 +206,16 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
 
     set_up_process(keep_memory=False)
     return run_prepare(load_recipe(options.recipe, options.overrides), console=console)
+
+
+def _plan(options: argparse.Namespace, console: Console) -> int:
+    from launch.plan_ahead.run import run_plan_ahead
+    from launch.recipe import load_recipe
+
+    return run_plan_ahead(
+        load_recipe(options.recipe, options.overrides), topology=options.topology, trained_share=options.trained_share,
+        is_search=options.search, json_file=options.json, console=console,
+    )  # fmt: skip
 
 
 def _eval(options: argparse.Namespace, console: Console) -> int:
@@ -303,6 +330,7 @@ VERBS = {
     "demo": _demo,
     "train": _train,
     "prepare": _prepare,
+    "plan": _plan,
     "eval": _eval,
     "preview": _preview,
     "data": _data,

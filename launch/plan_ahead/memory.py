@@ -1,0 +1,85 @@
+"""Bytes of one chip's memory by kind: known from shapes and shardings, the rest from the compiler's buffers."""
+
+import math
+from typing import Any
+
+import jax
+import msgspec
+
+from launch.plan_ahead.program import AbstractStep, CompiledStep
+from model.parallel import ways
+
+
+class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes of one chip. The kinds add up to `total`."""
+
+    parameters: int
+    optimizer: int
+    """Its moments, and the step counts."""
+    batch: int
+    gradients: int
+    """One float32 value for each parameter, partitioned like them."""
+    logits: int
+    """One float32 copy of a microbatch's logits at the positions that are trained."""
+    activations: int
+    """What layers keep for the backward pass and whatever else is temporary: the compiler's temporaries without
+    gradients and one copy of the logits."""
+    padding: int
+    """What the layouts of parameters, optimizer and batch add to them. 0 where it did not fit: then the compiler says
+    the total only, and padding and code count as activations."""
+    code: int
+    total: int
+    available: int
+    """Of one chip's memory, for programs."""
+
+    @property
+    def spare(self) -> int:
+        """What is left; negative when it does not fit."""
+        return self.available - self.total
+
+
+def split_memory(step: AbstractStep, compiled: CompiledStep, available: int) -> MemoryPlan:
+    """The compiled step's bytes by kind."""
+    parameters, batch = bytes_of_chip(step.state.params), bytes_of_chip(step.batch)
+    optimizer = bytes_of_chip(step.state.opt_state) + bytes_of_chip(step.state.step)
+    arguments = compiled.argument_bytes or parameters + optimizer + batch
+    code = compiled.code_bytes or 0
+    temporary = compiled.temporary_bytes
+    temporary = compiled.total_bytes - arguments - code if temporary is None else temporary
+    # A compiler may free gradients or logits before the other is there: never more than it has at all.
+    gradients = min(bytes_of_gradients(step), temporary)
+    logits = min(bytes_of_logits(step), temporary - gradients)
+    return MemoryPlan(
+        parameters=parameters,
+        optimizer=optimizer,
+        batch=batch,
+        gradients=gradients,
+        logits=logits,
+        activations=temporary - gradients - logits,
+        padding=arguments - parameters - optimizer - batch,
+        code=code,
+        total=compiled.total_bytes,
+        available=available,
+    )
+
+
+def bytes_of_chip(tree: Any) -> int:
+    """Bytes of one chip's part of a tree of abstract arrays; what has no sharding is whole on every chip."""
+
+    def size(leaf: Any) -> int:
+        shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
+        return math.prod(shape) * leaf.dtype.itemsize
+
+    return sum(map(size, jax.tree.leaves(tree)))
+
+
+def bytes_of_gradients(step: AbstractStep) -> int:
+    """Bytes of one chip's part of the gradient."""
+    return bytes_of_chip(step.state.params)
+
+
+def bytes_of_logits(step: AbstractStep) -> int:
+    """Bytes of one chip's part of a microbatch's float32 logits."""
+    spec, mesh = step.spec, jax.sharding.get_mesh()
+    rows = step.batch.tokens_BT.shape[0] // spec.microbatches // ways(spec.axes.batch, mesh)
+    return 4 * rows * spec.most_trained * spec.model.padded_vocab // ways(spec.axes.vocab, mesh)
