@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 
+from launch.plan_ahead.collectives import KINDS
 from launch.plan_ahead.hlo import Computation, Instruction, Program, Shape
 
 # They make no array, or another name for one.
@@ -14,6 +15,10 @@ _FREE = frozenset(
     }
 )  # fmt: skip
 _SLICES = ("dynamic-slice", "slice", "gather")
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
+"""What changes its first operand in place, and which operand holds the new values."""
+# A TPU's fusions carry the arrays of a collective that goes on meanwhile from one to the next, untouched.
+_HANDED_ON = ("tuple", "custom-call", *KINDS)
 
 
 def count_flops(program: Program) -> int:
@@ -26,10 +31,11 @@ def count_flops(program: Program) -> int:
 
 
 def count_bytes(program: Program) -> int:
-    """Bytes that one chip reads from and writes to its main memory in one step.
+    """Bytes that one chip reads from and writes to its main memory in one step, at least.
 
     Each instruction, or fusion, reads its operands once and writes its results once; of an array that it only takes
-    slices of, or updates in place, the slices. What the compiler keeps in nearer memory costs nothing.
+    slices of, or updates in place, the slices. What the compiler keeps in nearer memory costs nothing, nor does what
+    a collective that runs inside of fusions reads and writes.
     """
     return sum(
         visit.times * _bytes(visit.instruction, visit.computation, program.computations)
@@ -102,8 +108,10 @@ def _bytes(item: Instruction, computation: Computation, computations: Mapping[st
     if item.opcode in _FREE or item.opcode.endswith("-done"):
         return 0
     shapes = [computation.instructions[name].shapes for name in item.operands]
-    if item.opcode in (*_SLICES, "broadcast", "slice-start"):
-        return 2 * _in_hbm(item.shapes[-1:] if item.opcode != "slice-start" else item.shapes[1:2])
+    if item.opcode in _SLICES:
+        return 2 * _in_hbm(item.shapes)
+    if item.opcode == "slice-start":
+        return 2 * _in_hbm(item.shapes[1:2])
     if item.opcode == "dynamic-update-slice":
         return 2 * _in_hbm(shapes[1])
     if item.opcode == "copy-start":
@@ -111,47 +119,41 @@ def _bytes(item: Instruction, computation: Computation, computations: Mapping[st
     if item.opcode != "fusion":
         return _in_hbm(item.shapes) + sum(map(_in_hbm, shapes))
     inner = computations[item.called("calls") or ""]
-    updated = _updated_in_place(inner)
-    total = 0
-    for number, given in enumerate(shapes):
-        total += min(_read_of_parameter(inner, number, given, updated), _in_hbm(given))
-    return total + min(_in_hbm(item.shapes), _written(inner, item))
+    read = sum(_read_of_parameter(inner, number, given) for number, given in enumerate(shapes))
+    return read + _written(inner, item)
 
 
-def _read_of_parameter(inner: Computation, number: int, given: tuple[Shape, ...], updated: frozenset[str]) -> int:
+def _read_of_parameter(inner: Computation, number: int, given: tuple[Shape, ...]) -> int:
     """Bytes that a fusion reads of one of its operands: all, or what its slices take where nothing else uses it."""
     name = next(i.name for i in inner.instructions.values() if i.opcode == "parameter" and i.literal == str(number))
-    users = [item for item in inner.instructions.values() if name in item.operands]
-    if name in updated and len(users) == 1:
-        return 0
-    if users and all(item.opcode in _SLICES and item.operands[0] == name for item in users):
-        return sum(shape.size_bytes for item in users for shape in item.shapes)
-    return _in_hbm(given)
-
-
-def _updated_in_place(inner: Computation) -> frozenset[str]:
-    """Parameters of which a fusion's result is an updated version."""
-    updates = [item for item in _results(inner) if item.opcode == "dynamic-update-slice"]
-    return frozenset(item.operands[0] for item in updates)
+    read = 0
+    for item in inner.instructions.values():
+        if name not in item.operands or item.opcode in _HANDED_ON:
+            continue
+        if item.opcode in _UPDATES and item.operands[0] == name and name not in item.operands[1:]:
+            continue
+        if item.opcode not in _SLICES or item.operands[0] != name:
+            return _in_hbm(given)
+        read += sum(shape.size_bytes for shape in item.shapes)
+    return min(read, _in_hbm(given))
 
 
 def _written(inner: Computation, item: Instruction) -> int:
-    """Bytes that a fusion writes: of an array that it updates in place, the update."""
-    results = _results(inner)
+    """Bytes that a fusion writes: of an array that it updates in place the update, of one it hands on nothing."""
+    root = inner.root
+    results = [inner.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
     if len(results) != len(item.shapes):
         return _in_hbm(item.shapes)
     total = 0
     for result, shape in zip(results, item.shapes, strict=True):
-        if result.opcode == "dynamic-update-slice" and shape.is_in_hbm:
-            total += sum(update.size_bytes for update in inner.instructions[result.operands[1]].shapes)
-        else:
+        while result.opcode == "bitcast":
+            result = inner.instructions[result.operands[0]]
+        if result.opcode in _UPDATES:
+            update = inner.instructions[result.operands[_UPDATES[result.opcode]]]
+            total += min(sum(part.size_bytes for part in update.shapes), _in_hbm((shape,)))
+        elif result.opcode not in ("parameter", *_HANDED_ON):
             total += _in_hbm((shape,))
     return total
-
-
-def _results(inner: Computation) -> list[Instruction]:
-    root = inner.root
-    return [inner.instructions[name] for name in root.operands] if root.opcode == "tuple" else [root]
 
 
 def _in_hbm(shapes: tuple[Shape, ...]) -> int:

@@ -17,6 +17,7 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
     optimizer: int
     """Its moments, and the step counts."""
     batch: int
+    """The fields of it that the step uses."""
     gradients: int
     """One float32 value for each parameter, partitioned like them."""
     logits: int
@@ -46,17 +47,18 @@ def split_memory(step: AbstractStep, compiled: CompiledStep, available: int) -> 
     code = compiled.code_bytes or 0
     temporary = compiled.temporary_bytes
     temporary = compiled.total_bytes - arguments - code if temporary is None else temporary
+    padding = max(arguments - parameters - optimizer - batch, 0)
     # A compiler may free gradients or logits before the other is there: never more than it has at all.
     gradients = min(bytes_of_gradients(step), temporary)
     logits = min(bytes_of_logits(step), temporary - gradients)
     return MemoryPlan(
         parameters=parameters,
         optimizer=optimizer,
-        batch=batch,
+        batch=arguments - parameters - optimizer - padding,
         gradients=gradients,
         logits=logits,
         activations=temporary - gradients - logits,
-        padding=arguments - parameters - optimizer - batch,
+        padding=padding,
         code=code,
         total=compiled.total_bytes,
         available=available,

@@ -39,7 +39,7 @@ def run_plan_ahead(
     if not 0 < trained_share <= 1:
         raise RecipeError(f"--trained-share {trained_share:g} is no share of a row's positions; give one in (0, 1]")
     place = parse_topology(topology)
-    _set_up()
+    _set_up(place)
     mesh = make_mesh(recipe.mesh, list(make_devices(place)))
     with jax.set_mesh(mesh):
         cfg = resolve_config(recipe)
@@ -65,12 +65,12 @@ def run_plan_ahead(
     return 0 if made.fits else EXIT_DOES_NOT_FIT
 
 
-def _set_up() -> None:
+def _set_up(topology: Topology) -> None:
     """Settings of a process that compiles and runs nothing."""
     for name in ("absl", "jax._src.compiler", "jax._src.xla_bridge", "jax._src.cloud_tpu_init"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # A program that comes out of the cache has lost the sizes of its buffers.
-    jax.config.update("jax_enable_compilation_cache", False)
+    if topology.platform == "tpu":  # what the cache holds is read by a device only, and there is none
+        jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _write(plan: AheadPlan, recipe: Recipe, cfg: ModelConfig, topology: Topology, path: Path) -> None:

@@ -30,6 +30,8 @@ def print_ahead_plan(plan: AheadPlan, topology: Topology, console: Console) -> N
     _print_flops(plan, console)
     if plan.traffic is None:
         console.print("no collectives and no roofline: the compiler keeps no program that does not fit")
+    elif not plan.traffic:
+        console.print("no collectives")
     else:
         console.print(_traffic_table(plan))
     _print_roofline(plan, topology, console)
