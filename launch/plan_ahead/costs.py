@@ -14,6 +14,7 @@ _FREE = frozenset(
         "partition-id", "replica-id", "opt-barrier", "async-start", "async-update",
     }
 )  # fmt: skip
+_KERNEL = 'custom_call_target="tpu_custom_call"'
 _SLICES = ("dynamic-slice", "slice", "gather")
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 """What changes its first operand in place, and which operand holds the new values."""
@@ -28,6 +29,19 @@ def count_flops(program: Program) -> int:
     Raises ValueError for a product in a call to a library, whose size its text does not tell.
     """
     return sum(visit.times * _flops(visit.instruction, visit.computation) for visit in program.visits())
+
+
+def unknown_kernels(program: Program) -> list[str]:
+    """Names of kernels that compute with numbers and do not say how many FLOPs they take; `count_flops` has none."""
+    return sorted(
+        {
+            visit.instruction.name
+            for visit in program.visits()
+            if _KERNEL in visit.instruction.attributes
+            and _estimate(visit.instruction) is None
+            and any("f" in shape.dtype for shape in visit.computation.operand_shapes(visit.instruction))
+        }
+    )
 
 
 def count_bytes(program: Program) -> int:
@@ -55,9 +69,17 @@ def _flops(item: Instruction, computation: Computation) -> int:
         left, right = (shape.dims for shape in computation.operand_shapes(item)[:2])
         # Every row meets one group's matrix.
         return 2 * math.prod(left) * (math.prod(right) // right[0] // left[-1])
+    if _KERNEL in item.attributes:
+        return _estimate(item) or 0
     if item.opcode == "custom-call" and re.search(r'custom_call_target="[^"]*(matmul|gemm|dot)', item.attributes, re.I):
         raise ValueError(f"the compiled program leaves a matrix product to a library: {item.attributes[:120]!r}")
     return 0
+
+
+def _estimate(item: Instruction) -> int | None:
+    """FLOPs that a kernel states, as that for a mixture's products by group does: each row with one matrix."""
+    stated = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', item.attributes)
+    return int(stated.group(1)) if stated else None
 
 
 def _convolution_flops(item: Instruction, computation: Computation) -> int:

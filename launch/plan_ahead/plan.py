@@ -9,7 +9,7 @@ import numpy as np
 from launch.config import Recipe
 from launch.plan_ahead import roofline
 from launch.plan_ahead.collectives import Traffic, list_traffic
-from launch.plan_ahead.costs import count_bytes, count_flops
+from launch.plan_ahead.costs import count_bytes, count_flops, unknown_kernels
 from launch.plan_ahead.hlo import parse_program
 from launch.plan_ahead.memory import MemoryPlan, split_memory
 from launch.plan_ahead.program import ASSUMED_LANGUAGES, AbstractStep, CompiledStep, compile_step, make_step
@@ -128,5 +128,6 @@ def _read_text(
         compiled_per_chip=count_flops(program),
         compiler_per_chip=compiled.flops_once,
         unknown_loops=tuple(program.unknown_loops()),
+        unknown_kernels=tuple(unknown_kernels(program)),
     )
     return flops, count_bytes(program), list_traffic(program, mesh_shape)

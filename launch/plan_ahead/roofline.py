@@ -28,6 +28,8 @@ class Flops(msgspec.Struct, frozen=True, kw_only=True):
     """The compiler's own count, all operations, every loop's body once."""
     unknown_loops: tuple[str, ...] = ()
     """Loops whose length depends on data; they count once."""
+    unknown_kernels: tuple[str, ...] = ()
+    """Kernels that do not state their FLOPs; they count as none."""
 
     @property
     def model(self) -> int:

@@ -82,6 +82,8 @@ def _print_flops(plan: AheadPlan, console: Console) -> None:
             f"{len(flops.unknown_loops)} loop(s) of a length that depends on data, counted once: FLOPs, bytes and "
             f"collectives inside are too low ({', '.join(flops.unknown_loops[:4])})"
         )
+    if flops.unknown_kernels:
+        lines.append(f"FLOPs of kernels that state none are left out: {', '.join(flops.unknown_kernels[:4])}")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
 

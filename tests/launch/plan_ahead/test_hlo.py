@@ -7,7 +7,7 @@ import pytest
 from toy import mesh_of
 
 from launch.plan_ahead.collectives import Traffic, list_traffic, moved_by_ring, read_groups, varying_axes
-from launch.plan_ahead.costs import count_bytes, count_flops
+from launch.plan_ahead.costs import count_bytes, count_flops, unknown_kernels
 from launch.plan_ahead.hlo import Shape, parse_program, parse_shapes
 
 # Two loops in one another: 3 times 5; the outer one says its length only by its condition, as a TPU's text does.
@@ -132,6 +132,20 @@ def test_a_product_left_to_a_library_is_refused_not_missed():
     line = 'f32[4,4] custom-call(%p0, %p0), custom_call_target="__onednn$matmul"'
     with pytest.raises(ValueError, match="leaves a matrix product to a library"):
         count_flops(parse_program(one_instruction(line, "f32[4,4]")))
+
+
+KERNEL = 'bf16[6,5] custom-call(%p0, %p1), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":'
+
+
+def test_a_kernel_counts_what_it_states_and_one_that_states_nothing_is_named():
+    stated = KERNEL + '{"body":"x","cost_estimate":{"transcendentals":"0","flops":"1234"}}}'
+    program = parse_program(one_instruction(stated, "bf16[6,3]", "bf16[2,3,5]"))
+    assert (count_flops(program), unknown_kernels(program)) == (1234, [])
+    silent = parse_program(one_instruction(KERNEL + '{"body":"x"}}', "bf16[6,3]", "bf16[2,3,5]"))
+    assert (count_flops(silent), unknown_kernels(silent)) == (0, ["r"])
+    # One that only sorts out indices has none to state.
+    indices = parse_program(one_instruction(KERNEL + '{"body":"x"}}', "s32[6]", "s32[2]"))
+    assert unknown_kernels(indices) == []
 
 
 @pytest.mark.parametrize(
