@@ -12,7 +12,7 @@ import numpy as np
 
 from data.batch import Batch
 from data.tokenizer import load_tokenizer
-from launch.config import Recipe
+from launch.config import Recipe, RecipeError
 from launch.origin import Origin, open_origin
 from launch.plan_ahead.chips import GIB
 from launch.train import check_sizes, resolve_model
@@ -100,22 +100,29 @@ def make_step(recipe: Recipe, cfg: ModelConfig, *, trained_share: float) -> Abst
 
 
 def compile_step(step: AbstractStep) -> CompiledStep:
-    """The step compiled as the loop compiles it (its state donated), for the mesh in use."""
+    """The step compiled as the loop compiles it (its state donated), for the mesh in use.
+
+    Raises RecipeError when the compiler refuses it for another reason than the size of its memory.
+    """
     began = time.monotonic()
     update = jax.jit(functools.partial(train_step, step.spec, step.tx), donate_argnums=0)
     lowered = update.lower(step.state, step.batch)
     try:
         compiled = lowered.compile()
+        text = compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
         total = parse_exceeded(str(error))
         if total is None:
-            raise
+            raise RecipeError(
+                f"the compiler refuses this step: {str(error)[:400]}\nIf that is no word about the recipe, jaxlib and "
+                "libtpu may not belong together: pip install 'polytune[plan]' installs those that do"
+            ) from error
         return CompiledStep(None, total, None, None, None, None, time.monotonic() - began)
     memory, costs = compiled.memory_analysis(), compiled.cost_analysis()
     assert memory is not None, "every compiler that plans are made with tells the sizes of its buffers"
     used = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
     return CompiledStep(
-        text=compiled.as_text(),
+        text=text,
         total_bytes=used + memory.temp_size_in_bytes + memory.generated_code_size_in_bytes,
         argument_bytes=used,
         temporary_bytes=memory.temp_size_in_bytes,
