@@ -7,7 +7,10 @@ PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 # Torch and transformers have an environment of their own: nothing else may come to need them.
 PARITY := .venv-parity
 
-.PHONY: demo test test-parity check format setup bench clean
+# The TPU compiler too: where it is installed, JAX looks for a TPU first.
+PLANS := .venv-plans
+
+.PHONY: demo test test-plans test-parity check format setup bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/polytune demo
@@ -17,6 +20,9 @@ test: $(VENV)/.installed-dev
 
 test-parity: $(PARITY)/.installed
 	OMP_NUM_THREADS=1 $(PARITY)/bin/python -m pytest -n 2 --dist loadfile tests/parity
+
+test-plans: $(PLANS)/.installed
+	$(PLANS)/bin/python -m pytest tests/launch/plan_ahead -m "slow or not slow" --durations=10
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -39,7 +45,7 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m tests.bench.step
 
 clean:
-	rm -rf $(VENV) $(PARITY) .cache .hypothesis .pytest_cache .ruff_cache build *.egg-info
+	rm -rf $(VENV) $(PARITY) $(PLANS) .cache .hypothesis .pytest_cache .ruff_cache build *.egg-info
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "polytune needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
@@ -58,4 +64,10 @@ $(PARITY)/.installed: requirements-dev.txt requirements.txt pyproject.toml
 	test -x $(PARITY)/bin/python || $(PYTHON) -m venv $(PARITY)
 	$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check \
 		-r requirements.txt -r requirements-dev.txt $(TORCH) -e '.[parity]'
+	touch $@
+
+$(PLANS)/.installed: requirements-dev.txt requirements.txt pyproject.toml
+	test -x $(PLANS)/bin/python || $(PYTHON) -m venv $(PLANS)
+	$(PLANS)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-r requirements.txt -r requirements-dev.txt -e '.[plan]'
 	touch $@

@@ -19,6 +19,7 @@ EXAMPLES = {
     "demo": "polytune demo",
     "train": "polytune train demo run.dir=runs/mine train.steps=200",
     "prepare": "polytune prepare my_recipe.yaml data.store=prepared",
+    "plan": "polytune plan dense_8b_v5e_256 --topology v5e:16x16",
     "eval": "polytune eval runs/demo --tasks facts,rewrite",
     "preview": "polytune preview demo --rows 2 --language sw --html preview.html",
     "data": "polytune data stats demo --json statistics.json",
@@ -85,21 +86,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_cluster(train)
     preparing = add("prepare", "Tokenise a recipe's data and plan its rows, so that training only reads.")
     _add_recipe(preparing)
-    evaluate = add("eval", "Evaluate a checkpoint: results.json, samples and a table by language.")
-    evaluate.add_argument("checkpoint", help=MODEL)
-    evaluate.add_argument("--template", help="chat template: a shipped name or a file (default: the model's own)")
-    evaluate.add_argument("--tasks", required=True, help="names of tasks or task files, with commas")
-    evaluate.add_argument("--output", metavar="DIR", help="where to write (default: RUN/eval/STEP)")
-    evaluate.add_argument("--data-root", default=".", help="folder that the tasks' files are relative to")
-    evaluate.add_argument("--limit", type=int, help="at most this many documents per language and task")
-    evaluate.add_argument("--max-length", type=int, help="longest input in tokens (default: the run's row length)")
-    evaluate.add_argument("--batch-tokens", type=int, default=16384, help="positions computed at once")
-    evaluate.add_argument(
-        "--fsdp", type=int, default=-1, help="devices on the fsdp axis of its own mesh (default: all)"
-    )
-    evaluate.add_argument("--expert", type=int, default=1, help="devices on the expert axis")
-    evaluate.add_argument("--tensor", type=int, default=1, help="devices on the tensor axis")
-    _add_compute(evaluate)
+    _add_plan(add("plan", "Compile a recipe's step for machines that are not here: memory, FLOPs, traffic, time."))
+    _add_eval(add("eval", "Evaluate a checkpoint: results.json, samples and a table by language."))
     preview = add("preview", "Show what a recipe feeds the model: roles and trained spans in colour.")
     _add_recipe(preview)
     preview.add_argument("--rows", type=int, default=3, help="packed rows to show")
@@ -131,6 +119,21 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_eval(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", help=MODEL)
+    parser.add_argument("--template", help="chat template: a shipped name or a file (default: the model's own)")
+    parser.add_argument("--tasks", required=True, help="names of tasks or task files, with commas")
+    parser.add_argument("--output", metavar="DIR", help="where to write (default: RUN/eval/STEP)")
+    parser.add_argument("--data-root", default=".", help="folder that the tasks' files are relative to")
+    parser.add_argument("--limit", type=int, help="at most this many documents per language and task")
+    parser.add_argument("--max-length", type=int, help="longest input in tokens (default: the run's row length)")
+    parser.add_argument("--batch-tokens", type=int, default=16384, help="positions computed at once")
+    parser.add_argument("--fsdp", type=int, default=-1, help="devices on the fsdp axis of its own mesh (default: all)")
+    parser.add_argument("--expert", type=int, default=1, help="devices on the expert axis")
+    parser.add_argument("--tensor", type=int, default=1, help="devices on the tensor axis")
+    _add_compute(parser)
+
+
 def _add_cluster(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cluster", choices=("auto", "none"), default="auto",
@@ -146,6 +149,21 @@ def _add_launch(parser: argparse.ArgumentParser) -> None:
     _add_recipe(parser)
     parser.add_argument("--processes", type=int, required=True, metavar="N", help="how many processes")
     parser.add_argument("--devices-per-process", type=int, default=1, metavar="M", help="CPU devices of each")
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    _add_recipe(parser)
+    parser.add_argument(
+        "--topology", required=True, metavar="KIND:CHIPS", help="v5e:16x16, v6e:8x8, v5p:8x8x8, gpu:h200:8, cpu:8"
+    )
+    parser.add_argument(
+        "--trained-share", type=float, default=1.0, metavar="SHARE",
+        help="of a row's positions, for how many logits are made (default: 1, the worst case)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--search", action="store_true", help="find the least remat, then the fewest microbatches, that fit"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write everything, exactly")
 
 
 def _add_data_stats(parser: argparse.ArgumentParser) -> None:
@@ -222,6 +240,16 @@ def _prepare(options: argparse.Namespace, console: Console) -> int:
 
     set_up_process(keep_memory=False)
     return run_prepare(load_recipe(options.recipe, options.overrides), console=console)
+
+
+def _plan(options: argparse.Namespace, console: Console) -> int:
+    from launch.plan_ahead.run import run_plan_ahead
+    from launch.recipe import load_recipe
+
+    return run_plan_ahead(
+        load_recipe(options.recipe, options.overrides), topology=options.topology, trained_share=options.trained_share,
+        is_search=options.search, json_file=options.json, console=console,
+    )  # fmt: skip
 
 
 def _eval(options: argparse.Namespace, console: Console) -> int:
@@ -336,6 +364,7 @@ VERBS = {
     "demo": _demo,
     "train": _train,
     "prepare": _prepare,
+    "plan": _plan,
     "eval": _eval,
     "preview": _preview,
     "data": _data,

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import jax
 import msgspec
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from model.config import ModelConfig
@@ -56,7 +57,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
             f"that divides {len(devices)}"
         )
     sizes, names = (fsdp, config.expert, config.tensor), ("fsdp", "expert", "tensor")
-    return jax.make_mesh(sizes, names, axis_types=(AxisType.Explicit,) * 3, devices=devices)
+    types = (AxisType.Explicit,) * len(names)
+    try:
+        return jax.make_mesh(sizes, names, axis_types=types, devices=devices)
+    except NotImplementedError:  # expert=4 on 8 by 8 chips: an axis that is a part of one of the torus's dimensions
+        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+        return Mesh(placed, names, axis_types=types)
 
 
 def ways(axes: MeshAxes, mesh: Any) -> int:

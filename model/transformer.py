@@ -305,8 +305,8 @@ def _run_group(cfg, axes, group: tuple[Stack, ...], params, x_BTD, context, cach
 def _last_hidden(cfg: ModelConfig, axes: AxisRules, params: Params, x_BTD, at_BK):
     """Normed hidden states, at `at_BK` only if that is given."""
     if at_BK is not None:
-        rows_B1 = jnp.arange(x_BTD.shape[0])[:, None]
-        x_BTD = x_BTD.at[rows_B1, at_BK].get(out_sharding=axes.spec("batch", None, None))
+        # Row by row, so that its gradient is too: one scatter over all rows would be whole on every device.
+        x_BTD = jnp.take_along_axis(x_BTD, at_BK[:, :, None], axis=1)
     return run(final_norm(cfg), params["final_norm"], x_BTD)
 
 

@@ -1,0 +1,138 @@
+"""How long a step takes at least, and the share of the chip's peak that would be: bounds, from what makers publish."""
+
+import math
+from typing import Any
+
+import jax
+import msgspec
+import numpy as np
+
+from launch.plan_ahead.collectives import Traffic, moved_by_axes
+from launch.plan_ahead.program import AbstractStep
+from launch.plan_ahead.topology import Topology, bandwidth
+from model import transformer
+from model.config import ModelConfig
+
+
+class Flops(msgspec.Struct, frozen=True, kw_only=True):
+    """Floating-point operations of one step; a product and its sum are two."""
+
+    six_nd: int
+    """6 N D over all chips: N parameters that a token is multiplied with (of experts, those it is sent to; the
+    embedding only where it is the head, and the head only at trained positions), D positions. arXiv:2001.08361."""
+    attention: int
+    """Scores and weighted sums over all chips, of a row that is one causal segment; 3 times the forward pass."""
+    compiled_per_chip: int | None
+    """Matrix products in the compiled program of one chip, loops multiplied out, recomputation included."""
+    compiler_per_chip: float | None
+    """The compiler's own count, all operations, every loop's body once."""
+    unknown_loops: tuple[str, ...] = ()
+    """Loops whose length depends on data; they count once."""
+    unknown_kernels: tuple[str, ...] = ()
+    """Kernels that do not state their FLOPs; they count as none."""
+
+    @property
+    def model(self) -> int:
+        """What the model needs, whatever is computed twice: the numerator of MFU."""
+        return self.six_nd + self.attention
+
+
+class Roofline(msgspec.Struct, frozen=True, kw_only=True):
+    """Seconds of a step that one chip's parts need by themselves at their published speed."""
+
+    compute_s: float
+    memory_s: float | None
+    """None where the compiled program is not the chip's own, so that its traffic with memory says nothing."""
+    links_s: float
+    links_by_axes_s: dict[str, float]
+    peak_flops: float
+    """Of one chip, for the recipe's compute dtype."""
+    tokens: int
+    """Positions of a step, padding included."""
+    chips: int
+    model_flops: int
+
+    @property
+    def bound_s(self) -> float:
+        """No step is faster: the slowest part, with everything else behind it."""
+        return max(self.compute_s, self.memory_s or 0.0, self.links_s)
+
+    @property
+    def serial_s(self) -> float:
+        """The same with nothing behind anything."""
+        return self.compute_s + (self.memory_s or 0.0) + self.links_s
+
+    @property
+    def bound_by(self) -> str:
+        """Which part that is."""
+        parts = {"compute": self.compute_s, "memory": self.memory_s or 0.0, "links": self.links_s}
+        return max(parts, key=lambda name: parts[name])
+
+    def mfu(self, seconds: float) -> float:
+        """Model FLOPs over what all chips could do in that time."""
+        return self.model_flops / (seconds * self.peak_flops * self.chips)
+
+
+def model_flops(step: AbstractStep) -> tuple[int, int]:
+    """(6 N D, attention) of one step, as `Flops` says."""
+    cfg, spec = step.spec.model, step.spec
+    rows, length = step.batch.tokens_BT.shape
+    head = cfg.padded_vocab * cfg.dim
+    body = used_parameters(cfg, step.state.params) - head
+    six_nd = 6 * rows * (body * length + head * spec.most_trained)
+    pairs = sum(_pairs(length, kind.window) for kind in cfg.kinds)
+    return six_nd, 3 * 2 * 2 * rows * pairs * cfg.num_heads * cfg.head_dim
+
+
+def used_parameters(cfg: ModelConfig, params: transformer.Params) -> int:
+    """How many parameters a token is multiplied with, the head included."""
+    total = 0
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        names = [getattr(step, "key", "") for step in path]
+        if names[0] == "embedding" and not cfg.tied_head:
+            continue  # looked up, not multiplied
+        of_an_expert = "experts" in names and names[-1] != "router"
+        share = cfg.experts.per_token / cfg.experts.num_experts if of_an_expert and cfg.experts else 1.0
+        total += round(leaf.size * share)
+    return total
+
+
+def draw_roofline(
+    step: AbstractStep, topology: Topology, devices: np.ndarray, flops: Flops, moved_bytes: int, traffic: list[Traffic]
+) -> Roofline:
+    """The roofline of a compiled step on the chips of a mesh."""
+    chip = topology.chip
+    assert chip is not None and flops.compiled_per_chip is not None, "only programs of known chips have a roofline"
+    mesh_axes = list(jax.sharding.get_mesh().shape)
+    links = {
+        "+".join(axes): moved / bandwidth(topology, devices, [mesh_axes.index(name) for name in axes])
+        for axes, moved in moved_by_axes(traffic).items()
+    }
+    peak = chip.peak_flops(step.spec.compute.dtype)
+    return Roofline(
+        compute_s=flops.compiled_per_chip / peak,
+        memory_s=moved_bytes / chip.memory_bytes_per_s if topology.platform == "tpu" else None,
+        links_s=math.fsum(links.values()),
+        links_by_axes_s=links,
+        peak_flops=peak,
+        tokens=math.prod(step.batch.tokens_BT.shape),
+        chips=topology.size,
+        model_flops=flops.model,
+    )
+
+
+def _pairs(length: int, window: int) -> int:
+    """Pairs of a query and a key it sees, in one causal segment."""
+    seen = min(window, length) if window else length
+    return seen * (seen + 1) // 2 + (length - seen) * seen
+
+
+def to_builtins(roofline: Roofline) -> dict[str, Any]:
+    """Fields and what follows from them."""
+    return msgspec.to_builtins(roofline) | {
+        "bound_s": roofline.bound_s,
+        "bound_by": roofline.bound_by,
+        "serial_s": roofline.serial_s,
+        "mfu_at_most": roofline.mfu(roofline.bound_s),
+        "mfu_serial": roofline.mfu(roofline.serial_s),
+    }
