@@ -10,13 +10,17 @@ PARITY := .venv-parity
 # The TPU compiler too: where it is installed, JAX looks for a TPU first.
 PLANS := .venv-plans
 
-.PHONY: demo test test-plans test-parity check format setup bench clean
+.PHONY: demo test test-slow test-plans test-parity check format setup bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/polytune demo
 
 test: $(VENV)/.installed-dev
 	$(PYTEST)
+
+# What takes longest: jobs of several processes killed at random, plans that need no TPU compiler.
+test-slow: $(VENV)/.installed-dev
+	$(PYTEST) -m slow
 
 test-parity: $(PARITY)/.installed
 	OMP_NUM_THREADS=1 $(PARITY)/bin/python -m pytest -n 2 --dist loadfile tests/parity

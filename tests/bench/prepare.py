@@ -49,12 +49,14 @@ def prepare_with_polytune(rows: Path, tokenizer: Path, folder: Path, *, row_leng
     return Prepared(seconds, len(dataset), tokens, trained, plan.rows, positions / (plan.rows * row_length), "")
 
 
-SIDES = {"polytune": prepare_with_polytune, "TRL": prepare_with_trl}
+SIDES = {"polytune": prepare_with_polytune, "TRL": prepare_with_trl, "TRL as it comes": prepare_with_trl}
+"""The last with `dataset_num_proc` unset, as SFTConfig has it: one process."""
 
 
 def _serve(pipe, side: str, rows: Path, tokenizer: Path, processes: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        pipe.send(SIDES[side](rows, tokenizer, Path(folder), row_length=ROW_LENGTH, processes=processes))
+        most = 1 if side == "TRL as it comes" else processes
+        pipe.send(SIDES[side](rows, tokenizer, Path(folder), row_length=ROW_LENGTH, processes=most))
 
 
 def run_side(side: str, rows: Path, tokenizer: Path, processes: int) -> Prepared:

@@ -33,7 +33,7 @@ def prepare_with_trl(rows: Path, tokenizer: Path, folder: Path, *, row_length: i
     model = LlamaForCausalLM(LlamaConfig(vocab_size=len(reader), **shape))
     arguments = trl.SFTConfig(
         output_dir=str(folder / "out"), packing=True, max_length=row_length, assistant_only_loss=True,
-        dataset_num_proc=processes, report_to="none", use_cpu=True, bf16=False,
+        dataset_num_proc=processes if processes > 1 else None, report_to="none", use_cpu=True, bf16=False,
     )  # fmt: skip
     began = time.perf_counter()
     loaded = datasets.load_dataset("json", data_files=str(rows), split="train", cache_dir=str(folder / "cache"))

@@ -145,6 +145,7 @@ def wait_for_step(process: subprocess.Popen, run_dir: Path, step: int) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_sigkills_of_the_whole_job_lose_and_repeat_no_batch(tmp_path):
     """The log of global rows: each kept step was made on its own rows, once they are those the run goes on from."""
     chance = random.Random()
