@@ -14,8 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.batch import Role
-from data.encoded import Encoded
 from data.schema import TEXT_ROLE, Conversation, DataError, texts_of
 from data.statistics import LONGEST, Cell, CorpusStatistics, LongRow, TokenCounts, TokenizerFacts, order_longest
 from data.token_kinds import BYTES, UNKNOWN, TokenKinds, find_kinds
@@ -27,7 +25,6 @@ BATCH_ROWS, BATCH_CHARACTERS = 512, 1 << 20
 PROMPT, ANSWER, TEXT = 0, 1, 2
 """Who speaks: system, user and tool turns; assistant turns; plain texts."""
 SPEAKERS = {"assistant": ANSWER, TEXT_ROLE: TEXT}
-SPEAKER_OF_ROLE = {Role.ASSISTANT: ANSWER, Role.TEXT: TEXT}
 
 Reject = Callable[[Conversation, DataError], None]
 """What becomes of a conversation that a tokenizer cannot spell: raises, or notes it; it is not counted."""
@@ -70,16 +67,6 @@ class Tally:
         """
         counts = [_count_contents(conversation, meter) for meter in self.meters]
         self._cell(conversation).add(conversation, counts)
-
-    def add_encoded(self, conversation: Conversation, encoded: Encoded) -> None:
-        """Counts a conversation that the one tokenizer of this tally has encoded already, whole, within its template.
-
-        Tokens are those whose turn `encoded` knows: as many as `add` counts where the template encodes contents by
-        themselves, and as many as training sees in any case (a call is spelled as the template writes it; thoughts that
-        it leaves out are not counted).
-        """
-        (meter,) = self.meters
-        self._cell(conversation).add(conversation, [_count_encoded(encoded, meter)])
 
     def freeze(self) -> CorpusStatistics:
         """The statistics of what was added."""
@@ -248,16 +235,6 @@ def _count_contents(conversation: Conversation, meter: Meter) -> _Counts:
                 raise DataError(f"tokenizer {meter.facts.name}: {error}") from None
             by_speaker[SPEAKERS.get(turn.role, PROMPT)] += len(ids)
             kinds += np.bincount(meter.kinds.kind_V[np.asarray(ids, np.int64)], minlength=3)
-    return _Counts(by_speaker, int(kinds[UNKNOWN]), int(kinds[BYTES]))
-
-
-def _count_encoded(encoded: Encoded, meter: Meter) -> _Counts:
-    is_content = encoded.turns >= 0
-    roles = Counter(encoded.roles[is_content].tolist())
-    by_speaker = [0, 0, 0]
-    for role, count in roles.items():
-        by_speaker[SPEAKER_OF_ROLE.get(Role(role), PROMPT)] += count
-    kinds = np.bincount(meter.kinds.kind_V[encoded.ids[is_content]], minlength=3)
     return _Counts(by_speaker, int(kinds[UNKNOWN]), int(kinds[BYTES]))
 
 

@@ -175,7 +175,7 @@ def _write(assembled: Assembled, plan: Plan, fresh: Path, *, store: Path) -> Non
     write_dataset(assembled.dataset, fresh / "dataset", store=store)
     write_plan(plan, fresh)
     write_bad_rows(assembled.bad_rows, fresh / "bad_rows.jsonl")
-    (fresh / "cleaning.json").write_bytes(msgspec.json.encode(assembled.cleaning))
+    (fresh / "cleaning.json").write_bytes(assembled.cleaning.to_json())
 
 
 def _make_chat(opened: list[OpenedSource], recipe: _Recipe, run_dir: Path) -> ChatTemplate:

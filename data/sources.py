@@ -4,7 +4,6 @@ import collections
 from os import PathLike
 
 from data.bad_rows import BadRows, note_bad
-from data.config import DataConfig
 from data.formats.rows import Row
 from data.schema import Conversation, DataError
 from data.schemas.converter import SAMPLE_ROWS, TREE, Converter, check_file_source, make_converter
@@ -30,20 +29,6 @@ def check_sources(sources: tuple[Source, ...]) -> None:
             check_file_source(source, place)
         elif source.split == "heldout":
             raise DataError(f"{place}.split is heldout: it is kept for evaluation; train on split: train")
-
-
-def load_sources(config: DataConfig, *, bad_rows: BadRows) -> list[Conversation]:
-    """Returns the conversations of every source, in the recipe's order.
-
-    Raises DataError as `check_sources` and `load_source` do, and if more than `max_dropped` of one is bad.
-    """
-    check_sources(config.sources)
-    conversations: list[Conversation] = []
-    for index, source in enumerate(config.sources):
-        place = f"data.sources.{index}"
-        conversations += load_source(source, root=config.root, bad_rows=bad_rows, place=place)
-    bad_rows.check_dropped(config.max_dropped)
-    return conversations
 
 
 def load_source(source: Source, *, root: str | PathLike[str], bad_rows: BadRows, place: str = "") -> list[Conversation]:

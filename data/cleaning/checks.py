@@ -34,10 +34,6 @@ class Checks(msgspec.Struct, frozen=True, kw_only=True):
                 not_judged.append(name)
         return Verdict(None, tuple(not_judged))
 
-    def find_reason(self, conversation: Conversation) -> Reason | None:
-        """Returns why the conversation is left out; None if it is kept."""
-        return self.judge(conversation).reason
-
 
 def make_checks(config: CleaningConfig, *, root: str) -> Checks:
     """Returns the row checks that the recipe asks for; duplicates are sought apart, in `data.cleaning.duplicates`.

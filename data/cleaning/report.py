@@ -1,12 +1,11 @@
 """What cleaning did, in a form that adds up over processes and goes through JSON."""
 
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable
 
 import msgspec
 
 from data.cleaning.reason import Reason, Verdict
-from data.schema import Conversation, DataError
+from data.schema import Conversation
 
 EXCERPT_CHARACTERS = 200
 Counts = dict[str, dict[str, int]]
@@ -24,18 +23,6 @@ class DroppedRow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     detail: str
     excerpt: str
     """The beginning of its last turn."""
-
-
-class ReportLine(NamedTuple):
-    """A line of the table that people read."""
-
-    predicate: str
-    source: str
-    language: str
-    dropped: int
-    not_judged: int
-    checked: int
-    """Rows of that source and language that cleaning looked at."""
 
 
 class CleaningReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -77,25 +64,6 @@ class CleaningReport(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
         """Returns the report as JSON, the same bytes for the same counts."""
         return msgspec.json.encode(self, order="sorted")
 
-    @staticmethod
-    def from_json(text: bytes) -> "CleaningReport":
-        """Returns the report that `to_json` wrote. Raises DataError for anything else."""
-        try:
-            return msgspec.json.decode(text, type=CleaningReport)
-        except msgspec.MsgspecError as error:
-            raise DataError(f"this is no report of cleaning: {error}; prepare the data again") from None
-
-    def lines(self) -> Iterator[ReportLine]:
-        """Yields a line for every predicate, source and language with something to say, most dropped first."""
-        found = []
-        for predicate in {**self.dropped, **self.not_judged}:
-            dropped, not_judged = self.dropped.get(predicate, {}), self.not_judged.get(predicate, {})
-            for source, languages in _union(dropped, not_judged).items():
-                for language in languages:
-                    counts = (_get(table, source, language) for table in (dropped, not_judged, self.checked))
-                    found.append(ReportLine(predicate, source, language, *counts))
-        yield from sorted(found, key=lambda line: (-line.dropped, -line.not_judged, line[:3]))
-
 
 def describe(conversation: Conversation, reason: Reason) -> DroppedRow:
     """Returns the row of the report for a conversation that is left out."""
@@ -131,18 +99,7 @@ def _add(counts: Counts, source: str, language: str, count: int) -> None:
     languages[language] = languages.get(language, 0) + count
 
 
-def _get(counts: Counts, source: str, language: str) -> int:
-    return counts.get(source, {}).get(language, 0)
-
-
 def _merge_counts(mine: Counts, theirs: Counts) -> None:
     for source, languages in theirs.items():
         for language, count in languages.items():
             _add(mine, source, language, count)
-
-
-def _union(left: Counts, right: Counts) -> Counts:
-    both: Counts = {}
-    _merge_counts(both, left)
-    _merge_counts(both, right)
-    return both

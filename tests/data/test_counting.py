@@ -7,16 +7,12 @@ import pickle
 import tracemalloc
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.batch import Role
-from data.chat import load_chat
 from data.config import TokenizerConfig
-from data.counting import Tally, make_meter, measure
-from data.encoded import Encoded
+from data.counting import make_meter, measure
 from data.schema import Conversation, DataError, Turn
 from data.statistics import LONGEST, CorpusStatistics
 from data.tokenizer import load_tokenizer, train_tokenizer
@@ -64,34 +60,6 @@ def test_thoughts_and_calls_are_the_answer_s(meter, tokenizer, field):
     alone, more = count(Turn("assistant", "two")), count(Turn("assistant", "two", **{field: "one"}))
     assert more.tokens[0].answer - alone.tokens[0].answer == len(tokenizer.encode("one"))
     assert (more.characters - alone.characters, more.words) == (3, 2)
-
-
-def test_counting_what_is_encoded_already_gives_the_same(meter, tokenizer):
-    chat = load_chat(tokenizer)
-    rows = [
-        talk(("user", "one two"), ("assistant", "habari ж")),
-        talk(
-            ("system", "x"), ("user", "วันนี้ 😀"), ("assistant", "ya"), ("user", "b"), ("assistant", "c"), language="th"
-        ),
-    ]
-    encoded = Tally([meter])
-    for row in rows:
-        encoded.add_encoded(row, chat.encode_conversation(row))
-    assert encoded.freeze() == measure(rows, [meter])
-
-
-def test_plain_texts_that_are_encoded_already(meter, tokenizer):
-    ids = tokenizer.encode("one two")
-    whole = np.array([tokenizer.bos_id, *ids], np.int32)
-    encoded = Encoded(
-        ids=whole,
-        roles=np.array([Role.HEADER, *[Role.TEXT] * len(ids)], np.int8),
-        weights=np.ones(len(whole), np.float32),
-        turns=np.array([-1, *[0] * len(ids)], np.int16),
-    )
-    tally = Tally([meter])
-    tally.add_encoded(talk(("text", "one two")), encoded)
-    assert tally.freeze() == measure([talk(("text", "one two"))], [meter])
 
 
 conversations = st.lists(

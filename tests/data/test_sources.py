@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.bad_rows import BadRows, write_bad_rows
-from data.config import DataConfig
 from data.schema import DataError, Turn
 from data.source_config import FileSource, TreeFields
-from data.sources import check_sources, load_source, load_sources
+from data.sources import check_sources, load_source
 
 QA = [{"role": "user", "content": "{{ q }}"}, {"role": "assistant", "content": "{{ a }}"}]
 GOOD = {"q": "Q", "a": "A", "lang": "en"}
@@ -124,11 +123,11 @@ def test_skipped_rows_are_written_with_reasons_and_counted_by_language(tmp_path)
 
 def test_too_many_bad_rows_stop_a_run_that_skips(tmp_path):
     write(tmp_path, GOOD, GOOD, b"{", GOOD)
-    config = DataConfig(sources=(jsonl(),), root=str(tmp_path), bad_rows="skip", max_dropped=0.25)
-    assert len(load_sources(config, bad_rows=BadRows("skip"))) == 3
-    strict = msgspec.structs.replace(config, max_dropped=0.2)
+    conversations, bad_rows = load(tmp_path, policy="skip")
+    assert len(conversations) == 3
+    bad_rows.check_dropped(0.25)
     with pytest.raises(DataError, match=r"'s': 1 of 4 rows are bad, more than data\.max_dropped 0\.2; .*rows\.jsonl:3"):
-        load_sources(strict, bad_rows=BadRows("skip"))
+        bad_rows.check_dropped(0.2)
 
 
 @pytest.mark.parametrize("policy", ["error", "skip"])

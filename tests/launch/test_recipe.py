@@ -15,7 +15,7 @@ from data.bad_rows import BadRows
 from data.config import DataConfig
 from data.mixture_config import MixtureConfig
 from data.source_config import CldrSource, FileSource, LanguageRule, MessageTemplate
-from data.sources import load_sources
+from data.sources import load_source
 from launch.config import FREE_TO_CHANGE, Recipe, RecipeError, RunConfig
 from launch.recipe import (
     check_same_run,
@@ -353,7 +353,9 @@ def test_real_cpu_reads_its_rows_by_detection_as_its_templates_once_did():
         pytest.skip("POLYTUNE_REALDATA is not set")
     recipe = load_recipe("real_cpu", [f"data.root={folder}/train"])
     bad_rows = BadRows("skip")
-    conversations = load_sources(recipe.data, bad_rows=bad_rows)
+    root = recipe.data.root
+    found = (load_source(source, root=root, bad_rows=bad_rows) for source in recipe.data.sources)
+    conversations = [conversation for some in found for conversation in some]
     assert Counter(conversation.source for conversation in conversations) == {
         "sib200": 6150, "tatoeba_from_english": 3920, "tatoeba_to_english": 3920, "nusax": 600, "xcopa": 1100,
         "mgsm": 88, "afriqa": 318, "tata": 754, "gsm8k": 600, "oasst1_zh": 471, "oasst1_en": 117,

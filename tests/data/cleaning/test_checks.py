@@ -67,12 +67,12 @@ def name_of(reason: Reason | None) -> str | None:
 
 @pytest.mark.parametrize("predicate", ROWS)
 def test_each_predicate_drops_its_row_and_keeps_the_others(root, predicate):
-    assert name_of(make_checks(ALL, root=root).find_reason(ROWS[predicate])) == predicate
+    assert name_of(make_checks(ALL, root=root).judge(ROWS[predicate]).reason) == predicate
 
 
 def test_a_row_is_dropped_by_the_first_predicate_it_fails(root):
     both = chat("Nein, das ist ganz sicher kein englischer Satz. As an AI language model, I refuse.")
-    assert name_of(make_checks(ALL, root=root).find_reason(both)) == "phrases"
+    assert name_of(make_checks(ALL, root=root).judge(both).reason) == "phrases"
 
 
 def test_what_could_not_be_judged_is_said(root):
@@ -89,7 +89,7 @@ def test_a_default_config_asks_nothing_and_loads_no_package():
         "from data.schema import Conversation, Turn\n"
         "row = Conversation(turns=(Turn('text', 'x'),), language='en', source='s')\n"
         "checks = make_checks(CleaningConfig(), root='nowhere')\n"
-        "assert checks.predicates == () and checks.find_reason(row) is None\n"
+        "assert checks.predicates == () and checks.judge(row).reason is None\n"
         "assert signature(CleaningConfig(), row) == b''\n"
         "assert not {'datasketch', 'py3langid', 'scipy', 'fasttext'} & set(sys.modules)\n"
     )
@@ -160,7 +160,7 @@ def test_reports_of_parts_add_up_to_the_report_of_the_whole(verdicts, max_listed
         for number, (language, source, predicate, not_judged) in part:
             reason = None if predicate is None else Reason(predicate, f"detail {number}")
             piece.note(chat("x", language=language, source=source), Verdict(reason, not_judged))
-        pieces.append(CleaningReport.from_json(piece.to_json()))
+        pieces.append(msgspec.json.decode(piece.to_json(), type=CleaningReport))
     assert merge_reports(pieces, max_listed=max_listed) == whole
 
 
@@ -177,9 +177,5 @@ def test_a_report_counts_lists_and_makes_a_table():
         ("length", "f.jsonl:1", "too short", 1),
         ("near_duplicates", "f.jsonl:1", "of f.jsonl:1", 200),
     ]
-    assert list(report.lines()) == [
-        ("length", "s", "sw", 2, 0, 3),
-        ("near_duplicates", "s", "sw", 1, 0, 3),
-        ("phrases", "s", "zu", 0, 1, 1),
-    ]
-    assert CleaningReport.from_json(report.to_json()) == report
+    assert report.not_judged == {"phrases": {"s": {"zu": 1}}}
+    assert msgspec.json.decode(report.to_json(), type=CleaningReport) == report
