@@ -126,7 +126,7 @@ def _page(run: RunFiles) -> dict[str, Any]:
 def _all_tags(run: RunFiles) -> set[str]:
     tags = {cell.language for cell in run.plan.cells} | {*run.plan.dropped, *run.plan.bad_rows} if run.plan else set()
     tags |= {cell.language for cell in run.statistics.cells} if run.statistics else set()
-    tags |= {item.language for item in run.cleaning.all_counts()} if run.cleaning else set()
+    tags |= {tag for by_language in report_left_out.count_cleaned(run.cleaning).values() for tag in by_language}
     for record in run.languages:
         tags |= {*record.weight, *record.tokens}
     for results in run.evaluations.values():

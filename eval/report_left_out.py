@@ -55,9 +55,10 @@ class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
 
 def left_out(run: RunFiles, names: Mapping[str, Language]) -> LeftOut | None:
     """What the run's plan, list of bad rows and cleaning report say was left out; None if that is nothing."""
-    by_predicate = _count_cleaned(run.cleaning)
+    by_predicate = count_cleaned(run.cleaning)
     counts = _count_planned(run.plan) | by_predicate
-    if not counts and not run.bad_rows:
+    notes = (*_tell_unjudged(run.cleaning), *_tell_cut(run.plan), *(run.cleaning.notes if run.cleaning else ()))
+    if not counts and not run.bad_rows and not notes:
         return None
     kept = _count_kept(run.plan)
     tags = {tag for by_language in counts.values() for tag in by_language}
@@ -74,7 +75,7 @@ def left_out(run: RunFiles, names: Mapping[str, Language]) -> LeftOut | None:
         more_bad=max(0, len(run.bad_rows) - MOST_LISTED),
         cleaned=tuple(_list_cleaned(row) for row in listed[:MOST_LISTED]),
         more_cleaned=max(0, cleaned - min(MOST_LISTED, len(listed))) if listed else 0,
-        notes=run.cleaning.notes if run.cleaning else (),
+        notes=notes,
     )
 
 
@@ -83,12 +84,35 @@ def _count_planned(plan: PlanSummary | None) -> dict[str, dict[str, int]]:
     return {reason: dict(by_language) for reason, by_language in found.items() if sum(by_language.values())}
 
 
-def _count_cleaned(cleaning: CleaningRecord | None) -> dict[str, dict[str, int]]:
+def count_cleaned(cleaning: CleaningRecord | None) -> dict[str, dict[str, int]]:
+    """Rows that cleaning left out, by predicate and language."""
     counts: dict[str, dict[str, int]] = {}
-    for item in cleaning.all_counts() if cleaning else ():
-        by_language = counts.setdefault(item.predicate, {})
-        by_language[item.language] = by_language.get(item.language, 0) + item.count
+    for predicate, sources in cleaning.dropped.items() if cleaning else ():
+        by_language = counts.setdefault(predicate, {})
+        for languages in sources.values():
+            for language, count in languages.items():
+                by_language[language] = by_language.get(language, 0) + count
     return {predicate: by_language for predicate, by_language in sorted(counts.items()) if sum(by_language.values())}
+
+
+def _tell_unjudged(cleaning: CleaningRecord | None) -> list[str]:
+    """What predicates could say nothing about, and kept."""
+    told = []
+    for predicate, sources in sorted(cleaning.not_judged.items()) if cleaning else ():
+        rows = sum(sum(languages.values()) for languages in sources.values())
+        tags = {language for languages in sources.values() for language in languages}
+        told.append(
+            f"{predicate.replace('_', ' ')}: {rows:,} rows in {len(tags):,} languages could not be judged and were kept"
+        )
+    return told
+
+
+def _tell_cut(plan: PlanSummary | None) -> list[str]:
+    """How many examples lost turns, or became several."""
+    if plan is None or not sum(plan.cut.values()):
+        return []
+    cut, tags = sum(plan.cut.values()), len(plan.cut)
+    return [f"{cut:,} examples longer than a row, in {tags:,} languages, were cut or split between turns"]
 
 
 def _count_kept(plan: PlanSummary | None) -> dict[str, int]:

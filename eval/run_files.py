@@ -77,37 +77,20 @@ class PlanSummary(msgspec.Struct, frozen=True, kw_only=True):
     padding: float | None = None
     cells: tuple[PlanCell, ...] = ()
     dropped: dict[str, int] = {}
+    cut: dict[str, int] = {}
     bad_rows: dict[str, int] = {}
-
-
-class CleaningCount(msgspec.Struct, frozen=True, kw_only=True):
-    """Rows of one source and language that a predicate left out."""
-
-    predicate: str
-    source: str = ""
-    language: str = ""
-    count: int = 0
 
 
 class CleaningRecord(msgspec.Struct, frozen=True, kw_only=True):
     """plan/cleaning.json, as far as the report shows it."""
 
-    counts: tuple[CleaningCount, ...] = ()
     dropped: dict[str, dict[str, dict[str, int]]] = {}
-    """The same counts by predicate, source and language, where they are written so."""
+    """Rows by predicate, source and language."""
+    not_judged: dict[str, dict[str, dict[str, int]]] = {}
+    """Rows that a predicate could say nothing about, likewise."""
     listed: tuple[dict[str, Any], ...] = ()
     """Some of the rows, with predicate, place, detail and excerpt."""
     notes: tuple[str, ...] = ()
-
-    def all_counts(self) -> tuple[CleaningCount, ...]:
-        """The counts, however they are written."""
-        nested = [
-            CleaningCount(predicate=predicate, source=source, language=language, count=count)
-            for predicate, sources in self.dropped.items()
-            for source, languages in sources.items()
-            for language, count in languages.items()
-        ]
-        return (*self.counts, *nested)
 
 
 class Results(msgspec.Struct, frozen=True, kw_only=True):

@@ -419,9 +419,9 @@ def test_what_was_left_out_is_counted_by_language_and_reason(tmp_path):
         "excerpt": "<b>\u202e\x00",
     }
     (run_dir / "plan/bad_rows.jsonl").write_text(json.dumps(bad) + "\n")
-    counts = [{"predicate": "near_duplicate", "source": source, "language": "en", "count": 5} for source in ("a", "b")]
+    dropped = {"near_duplicate": {"a": {"en": 5}, "b": {"en": 5}}}
     listed = [{"predicate": "near_duplicate", "id": "f.jsonl:3", "detail": "like f.jsonl:1", "excerpt": "x"}]
-    (run_dir / "plan/cleaning.json").write_text(json.dumps({"counts": counts, "listed": listed}))
+    (run_dir / "plan/cleaning.json").write_text(json.dumps({"dropped": dropped, "listed": listed}))
     html = write_report(run_dir).read_text(encoding="utf-8")
     Page(html)
     part = html[html.index('<section id="left-out">') : html.index('<section id="tokens">')]
@@ -439,16 +439,30 @@ def test_what_was_left_out_is_counted_by_language_and_reason(tmp_path):
     assert "near duplicate: like f.jsonl:1" in part and "1 shown, 9 more; see plan/cleaning.json" in part
 
 
-def test_counts_of_cleaning_may_be_nested(tmp_path):
+def test_languages_that_cleaning_alone_knows_are_named(tmp_path):
     run_dir = write_fake_run(tmp_path / "run", languages=("en",))
     (run_dir / "plan/cleaning.json").write_text(json.dumps({"dropped": {"too_long": {"a": {"en": 3, "fr": 1}}}}))
     html = write_report(run_dir).read_text(encoding="utf-8")
     assert "too long&nbsp;4" in html and 'lang="fr"' in html
 
 
+def test_what_could_not_be_judged_and_what_was_cut_is_told_though_nothing_was_lost(tmp_path):
+    """A predicate that is blind to a language must not look like one that found it clean."""
+    run_dir = write_fake_run(tmp_path / "run", languages=("en",))
+    edit_json(run_dir / "plan/plan.json", lambda plan: plan.update(dropped={}, cut={"en": 2, "sw": 1}))
+    (run_dir / "plan/bad_rows.jsonl").write_text("")
+    unjudged = {"language_mismatch": {"a": {"quy": 30, "en": 2}, "b": {"quy": 1}}}
+    (run_dir / "plan/cleaning.json").write_text(json.dumps({"not_judged": unjudged}))
+    html = write_report(run_dir).read_text(encoding="utf-8")
+    Page(html)
+    assert "language mismatch: 33 rows in 2 languages could not be judged and were kept" in html
+    assert "3 examples longer than a row, in 2 languages, were cut or split between turns" in html
+    assert "rows never reached training" not in html
+
+
 def test_a_run_that_lost_nothing_has_no_such_section(tmp_path):
     run_dir = write_fake_run(tmp_path / "run", languages=("en",))
     edit_json(run_dir / "plan/plan.json", lambda plan: plan.update(dropped={}))
     (run_dir / "plan/bad_rows.jsonl").write_text("")
-    (run_dir / "plan/cleaning.json").write_text('{"counts": [], "listed": []}')
+    (run_dir / "plan/cleaning.json").write_text('{"dropped": {}, "listed": []}')
     assert 'id="left-out"' not in write_report(run_dir).read_text(encoding="utf-8")
