@@ -15,7 +15,7 @@ from eval.engine import Model
 from model.checkpoint import CheckpointPath, find_checkpoint, load_params, read_meta
 from model.config import ComputeConfig, ModelConfig
 from model.hf.hub import HubModel, is_hub_folder, open_hub, stop_ids_of
-from model.parallel import AxisRules, check_divisible, padding_for, sharded_sizes
+from model.parallel import ANSWERING, AxisRules, check_divisible, padding_for, sharded_sizes
 from model.transformer import Params, abstract
 
 LONGEST = 4096
@@ -74,7 +74,7 @@ def load_model(opened: OpenModel, compute: ComputeConfig) -> Model:
 
     Raises ValueError for a mesh that does not divide it, and what reading its files raises.
     """
-    axes, mesh, cfg = AxisRules(), jax.sharding.get_mesh(), opened.cfg
+    axes, mesh, cfg = ANSWERING, jax.sharding.get_mesh(), opened.cfg
     if opened.is_padded_freely:
         cfg = msgspec.structs.replace(cfg, vocab_padding=padding_for(cfg.vocab_size, axes, mesh))
     check_divisible(sharded_sizes(cfg, axes), mesh)

@@ -6,7 +6,7 @@ import msgspec
 
 from data.config import DataConfig, TokenizerConfig
 from model.config import ComputeConfig, ModelConfig
-from model.parallel import MeshConfig
+from model.parallel import AxisRules, MeshConfig
 from train.config import CheckpointConfig, OptimConfig, TrainConfig
 
 
@@ -37,11 +37,13 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tokenizer: TokenizerConfig = TokenizerConfig()
     compute: ComputeConfig = ComputeConfig()
     mesh: MeshConfig = MeshConfig()
+    axes: AxisRules = AxisRules()
+    """Which mesh axes shard which dimensions; the defaults are what the presets mean."""
     checkpoint: CheckpointConfig = CheckpointConfig()
 
 
 FREE_TO_CHANGE = (
-    "run.dir", "compute", "mesh", "checkpoint", "data.workers", "data.prefetch", "data.root", "data.store",
+    "run.dir", "compute", "mesh", "axes", "checkpoint", "data.workers", "data.prefetch", "data.root", "data.store",
     "data.prepare_workers", "data.changed_plan", "train.log_every", "train.tensorboard", "train.microbatches",
     "train.loss.head", "train.loss.chunk",
 )  # fmt: skip

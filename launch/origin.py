@@ -15,7 +15,8 @@ from model.config import ModelConfig
 from model.hf.config_file import read_config_file
 from model.hf.hub import is_hub_folder, open_hub, stop_ids_of
 from model.hf.registry import read_model
-from model.parallel import AxisRules, padding_for
+from model.parallel import AxisRules, MeshConfig, make_mesh, padding_for
+from model.presets import resolve_mesh
 from model.transformer import Params, abstract
 
 
@@ -33,6 +34,19 @@ class Origin(NamedTuple):
     """Kept with every checkpoint: where an export finds the folder's config again."""
 
 
+def size_mesh(recipe: Recipe, devices: int) -> MeshConfig:
+    """The recipe's mesh with the sizes that its preset, if it has one, gives so many devices.
+
+    Raises ValueError when the preset has none that work, and what opening the recipe's start raises.
+    """
+    if recipe.mesh.preset is None:
+        return recipe.mesh
+    with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):  # sizes of a start do not depend on its mesh
+        cfg = open_origin(recipe).cfg
+    rows = recipe.train.batch_rows // recipe.train.microbatches
+    return resolve_mesh(recipe.mesh, cfg, devices=devices, rows=rows, row_length=recipe.data.packing.row_length)
+
+
 def open_origin(recipe: Recipe) -> Origin:
     """The start that a recipe's `model` asks for, on the mesh in use; nothing large is read.
 
@@ -47,7 +61,7 @@ def open_origin(recipe: Recipe) -> Origin:
         return _open_own(run_dir, Path(recipe.model), recipe.tokenizer)
     path = Path(recipe.model)
     if is_hub_folder(path):
-        return _open_hub(path, recipe.tokenizer)
+        return _open_hub(path, recipe.tokenizer, recipe.axes)
     if not path.is_dir():
         raise RecipeError(
             f"model: {recipe.model!r} is no folder; give a Hugging Face folder, a run directory, RUN/checkpoints/STEP, "
@@ -78,9 +92,9 @@ def _open_own(run_dir: Path, start: Path, tokenizer: TokenizerConfig) -> Origin:
     return Origin(cfg, chosen, stop_ids, None, kept)
 
 
-def _open_hub(path: Path, tokenizer: TokenizerConfig) -> Origin:
+def _open_hub(path: Path, tokenizer: TokenizerConfig, axes: AxisRules) -> Origin:
     hub = open_hub(path)
-    padding = padding_for(hub.cfg.vocab_size, AxisRules(), jax.sharding.get_mesh())
+    padding = padding_for(hub.cfg.vocab_size, axes, jax.sharding.get_mesh())
     cfg = msgspec.structs.replace(hub.cfg, vocab_padding=padding)
 
     def load(axes: AxisRules) -> Params:

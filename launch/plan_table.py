@@ -11,7 +11,7 @@ from rich.text import Text
 
 from data.languages import own_name, script_of
 from data.printable import isolate
-from model.parallel import ways
+from model.parallel import describe_axes, ways
 from train.chunked_loss import chunk_positions
 from train.loop import TrainJob
 from train.step import StepSpec
@@ -60,7 +60,7 @@ def print_plan(summary: dict[str, Any], job: TrainJob, mesh: jax.sharding.Mesh, 
     print_mixture(summary, console)
     mean_k = sum(job.most_trained_S) / len(job.most_trained_S)
     console.print(
-        f"mesh {dict(mesh.shape)} on {mesh.devices.size} {mesh.devices.flat[0].platform} device(s); "
+        f"mesh {describe_axes(mesh.shape)} on {mesh.devices.size} {mesh.devices.flat[0].platform} device(s); "
         f"compute {job.spec.compute.dtype}, parameters float32; attention: dot product, masked by segment; "
         f"loss: {describe_head(job.spec, mesh)}, logits at trained positions only (on average {mean_k:.0f} of "
         f"{summary['row_length']} a row); "

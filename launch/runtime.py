@@ -65,7 +65,7 @@ def is_cpu_only() -> bool:
 
 @contextlib.contextmanager
 def use_mesh(config: MeshConfig) -> Iterator[jax.sharding.Mesh]:
-    """Enters the mesh of the config over all devices present."""
+    """Enters the mesh of the config over all devices present; a preset has been resolved by now."""
     mesh = make_mesh(config)
     with jax.set_mesh(mesh):
         yield mesh

@@ -19,7 +19,7 @@ from data.tokenizer import Tokenizer, fits_vocabulary
 from launch.cluster import Flags, describe, detect_cluster, join
 from launch.config import Recipe, RecipeError
 from launch.environment import describe_devices, git_state, library_versions
-from launch.origin import Origin, open_origin
+from launch.origin import Origin, open_origin, size_mesh
 from launch.plan_table import print_plan
 from launch.preparing import prepare_recipe
 from launch.recipe import check_same_run, recipe_tree, write_recipe
@@ -29,7 +29,7 @@ from launch.together import fail_together
 from model import transformer
 from model.checkpoint import newest_step
 from model.config import ModelConfig
-from model.parallel import AxisRules, check_divisible, sharded_sizes
+from model.parallel import check_divisible, sharded_sizes, ways
 from train.config import TrainConfig
 from train.hosts import is_first, share_of_batch, tell_all
 from train.loop import Outcome, TrainJob, head_positions, run_training
@@ -63,7 +63,7 @@ def run_train(recipe: Recipe, *, recipe_name: str, console: Console, flags: Flag
 
 def _run(recipe: Recipe, recipe_name: str, console: Console) -> Outcome:
     run_dir = Path(recipe.run.dir)
-    with use_mesh(recipe.mesh) as mesh:
+    with use_mesh(size_mesh(recipe, jax.device_count())) as mesh:
         origin = open_origin(recipe)
         check_sizes(recipe, origin.cfg, mesh)
         with lock_run_dir(run_dir) if is_first() else contextlib.nullcontext():
@@ -102,10 +102,11 @@ def check_sizes(recipe: Recipe, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> No
     """Raises ValueError, before any data is read: a size the mesh does not divide, a warm-up that does not fit."""
     if recipe.train.steps is not None:
         make_schedule(recipe.optim, recipe.train.steps)
-    axes = AxisRules()
+    axes = recipe.axes
     rows = recipe.train.batch_rows // recipe.train.microbatches
     microbatch = {"rows per microbatch (train.batch_rows / train.microbatches)": (rows, axes.batch)}
-    check_divisible({**microbatch, **sharded_sizes(cfg, axes)}, mesh)
+    length = {"data.packing.row_length": (recipe.data.packing.row_length, axes.length)}
+    check_divisible({**microbatch, **length, **sharded_sizes(cfg, axes)}, mesh)
 
 
 def resolve_model(cfg: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
@@ -121,8 +122,8 @@ def resolve_model(cfg: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
 def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
     """Everything the loop needs, decided before the first step."""
     model_config = resolve_model(origin.cfg, prepared.tokenizer)
-    axes = AxisRules()
-    check_divisible(sharded_sizes(model_config, axes), jax.sharding.get_mesh())
+    axes, mesh = recipe.axes, jax.sharding.get_mesh()
+    check_divisible(sharded_sizes(model_config, axes), mesh)
     largest = prepared.dataset.facts.largest_id
     if largest >= model_config.vocab_size:
         raise RecipeError(
@@ -131,8 +132,9 @@ def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
         )
     plan = prepared.plan
     most_trained_S = head_positions(
-        trained_per_row(prepared.dataset, plan), batch_rows=recipe.train.batch_rows, row_length=plan.row_length
-    )
+        trained_per_row(prepared.dataset, plan), batch_rows=recipe.train.batch_rows, row_length=plan.row_length,
+        multiple=ways(axes.length, mesh),
+    )  # fmt: skip
     spec = StepSpec(
         model=model_config,
         axes=axes,

@@ -70,9 +70,9 @@ def attend(
     """
     batch, length, heads, width = q_BTNH.shape
     kv_heads = k.shape[1]
-    rows, head_axis = out_spec[0], out_spec[2]
-    group_spec = PartitionSpec(rows, None, head_axis, None, None)
-    heads_spec = PartitionSpec(rows, head_axis, None, None, None)
+    rows, length_axis, head_axis, _ = out_spec
+    group_spec = PartitionSpec(rows, length_axis, head_axis, None, None)
+    heads_spec = PartitionSpec(rows, head_axis, None, length_axis, None)
     # Heads before positions: both products are plain batched ones, and the T by S scores are never transposed.
     q_BTKGH = (q_BTNH * scale).reshape(batch, length, kv_heads, heads // kv_heads, width, out_sharding=group_spec)
     q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4)

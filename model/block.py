@@ -60,7 +60,7 @@ class Attention(nn.Module):
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         """The attended vectors, and this layer's cache with the new keys and values written at the context's slots."""
         cfg, axes = self.cfg, self.axes
-        heads_spec = axes.spec("batch", None, "heads", None)
+        heads_spec = axes.spec("batch", "length", "heads", None)
         q_BTNH, k_BSKH, v_BSKH = (
             self._project(name, heads, x_BTD)
             for name, heads in (("query", cfg.num_heads), ("key", cfg.num_kv_heads), ("value", cfg.num_kv_heads))
@@ -78,6 +78,8 @@ class Attention(nn.Module):
             )
             q_BTNH, k_BSKH = turn(q_BTNH), turn(k_BSKH)
         if cache is None:
+            # Where positions are sharded, each device's queries look at the keys of all.
+            k_BSKH, v_BSKH = jax.sharding.reshard((k_BSKH, v_BSKH), axes.spec("batch", None, "heads", None))
             layout, k, v = "BKHS", k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 3, 1)
         else:
             cache = Cache(*(self._write(old, new, context) for old, new in zip(cache, (k_BSKH, v_BSKH), strict=True)))
@@ -92,7 +94,7 @@ class Attention(nn.Module):
             (cfg.num_heads, cfg.head_dim, cfg.dim),
             (cfg.num_heads * cfg.head_dim * 2 * cfg.num_layers) ** -0.5,
             axes.spec("heads", None, "embed"),
-            axes.spec("batch", None, None),
+            axes.spec("batch", "length", None),
             bias=cfg.out_bias,
             name="out",
         )
@@ -102,7 +104,7 @@ class Attention(nn.Module):
         cfg, axes = self.cfg, self.axes
         return Einsum(
             "BTD,DNH->BTNH", (cfg.dim, heads, cfg.head_dim), cfg.dim**-0.5, axes.spec("embed", "heads", None),
-            axes.spec("batch", None, "heads", None), bias=cfg.qkv_bias, name=name,
+            axes.spec("batch", "length", "heads", None), bias=cfg.qkv_bias, name=name,
         )(x_BTD)  # fmt: skip
 
     def _write(
@@ -125,13 +127,13 @@ class MLP(nn.Module):
         cfg, axes = self.cfg, self.axes
         widen = functools.partial(
             Einsum, "BTD,DF->BTF", (cfg.dim, cfg.mlp_dim), cfg.dim**-0.5,
-            axes.spec("embed", "mlp"), axes.spec("batch", None, "mlp"), bias=cfg.mlp_bias,
+            axes.spec("embed", "mlp"), axes.spec("batch", "length", "mlp"), bias=cfg.mlp_bias,
         )  # fmt: skip
         up_BTF = widen(name="up")(x_BTD)
         hidden_BTF = activate(cfg, widen(name="gate")(x_BTD)) * up_BTF if cfg.gated else activate(cfg, up_BTF)
         return Einsum(
             "BTF,FD->BTD", (cfg.mlp_dim, cfg.dim), (cfg.mlp_dim * 2 * cfg.num_layers) ** -0.5,
-            axes.spec("mlp", "embed"), axes.spec("batch", None, None), bias=cfg.mlp_bias, name="down",
+            axes.spec("mlp", "embed"), axes.spec("batch", "length", None), bias=cfg.mlp_bias, name="down",
         )(hidden_BTF)  # fmt: skip
 
 
@@ -163,7 +165,7 @@ class Block(nn.Module):
             x_BTD = normed_BTD if cfg.norm_placement == "stem" else x_BTD
         sums = None
         if self.kind.experts:
-            is_real_BT = jax.sharding.reshard(context.is_real_BT, self.axes.spec("batch", None))
+            is_real_BT = jax.sharding.reshard(context.is_real_BT, self.axes.spec("batch", "length"))
             added_BTD, sums = Experts(cfg, self.axes, name="experts")(normed_BTD, is_real_BT)
         else:
             added_BTD = MLP(cfg, self.axes, name="mlp")(normed_BTD)
@@ -181,8 +183,8 @@ def run(module: nn.Module, params: Mapping[str, Any], *inputs: Any, method: str 
 def embedding_of(cfg: ModelConfig, axes: AxisRules) -> Embedding:
     """The embedding of a config."""
     return Embedding(
-        cfg.padded_vocab, cfg.dim, cfg.embedding_scale, axes.spec("vocab", "embed"), axes.spec("batch", None, None),
-        axes.spec("batch", None, "vocab"),
+        cfg.padded_vocab, cfg.dim, cfg.embedding_scale, axes.spec("vocab", "embed"),
+        axes.spec("batch", "length", None), axes.spec("batch", "length", "vocab"),
     )  # fmt: skip
 
 
@@ -195,5 +197,5 @@ def head_of(cfg: ModelConfig, axes: AxisRules) -> Einsum:
     """The head of a config whose head is not tied; its logits are accumulated in float32."""
     return Einsum(
         "BTD,DV->BTV", (cfg.dim, cfg.padded_vocab), cfg.dim**-0.5, axes.spec("embed", "vocab"),
-        axes.spec("batch", None, "vocab"), out_dtype=jnp.dtype("float32"),
+        axes.spec("batch", "length", "vocab"), out_dtype=jnp.dtype("float32"),
     )  # fmt: skip

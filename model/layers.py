@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from model.config import ModelConfig
 from model.contraction import contract
+from model.lookup import look_up
 
 
 def normal_initializer(std: float, spec: PartitionSpec):
@@ -71,7 +72,7 @@ class Embedding(nn.Module):
 
     def __call__(self, tokens_BT: Int[Array, "B T"], dtype: jnp.dtype) -> Float[Array, "B T D"]:
         """Vectors of the ids in `dtype`, times the scale rounded to it (as the reference does for Gemma)."""
-        rows_BTD = self.weight.at[tokens_BT].get(out_sharding=self.hidden_spec).astype(dtype)
+        rows_BTD = look_up(self.weight, tokens_BT, out_spec=self.hidden_spec, dtype=dtype)
         return rows_BTD if self.scale == 1.0 else rows_BTD * jnp.asarray(self.scale, dtype)
 
     def decode(self, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:

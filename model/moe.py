@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from model.config import ExpertsConfig, ModelConfig
 from model.grouped_product import multiply_groups
 from model.layers import activate, normal_initializer
-from model.parallel import AxisRules, MeshAxes
+from model.parallel import AxisRules, axis_names
 
 
 class RouterSums(NamedTuple):
@@ -83,35 +83,36 @@ class Experts(nn.Module):
             (num, width, cfg.dim),
         )  # fmt: skip
         used = {name: axes.spec("experts", *((None, "mlp") if name != "down" else ("mlp", None))) for name in weights}
-        batch_spec = axes.spec("batch", None, None)
-        specs = (batch_spec, axes.spec("batch", None), jax.P(None, None), used)
-        serve = jax.shard_map(functools.partial(_serve, cfg, axes), in_specs=specs, out_specs=(batch_spec, jax.P()))
+        tokens_spec = axes.spec("batch", "length", None)
+        specs = (tokens_spec, axes.spec("batch", "length"), jax.P(None, None), used)
+        serve = jax.shard_map(functools.partial(_serve, cfg, axes), in_specs=specs, out_specs=(tokens_spec, jax.P()))
         # Cast before it is gathered: half the bytes in bfloat16.
         weights = {name: weight.astype(x_BTD.dtype) for name, weight in weights.items()}
         return serve(*jax.reshard((x_BTD, is_real_BT, router_DE, weights), specs))
 
 
 def _serve(cfg: ModelConfig, axes: AxisRules, x_BTD, is_real_BT, router_DE, weights: dict[str, Array]):
-    """One device's rows through the experts, whose matrices are spread along the mesh axes of `axes.experts`.
+    """One device's tokens through the experts, whose matrices are spread along the mesh axes of `axes.experts`.
 
     Along those axes rows are gathered; each device computes what its experts, and its part of their width, add to
     all of them; and the sums of that go back to the rows' owners.
     """
     assert cfg.experts is not None
     route, sums = _route(cfg.experts, x_BTD, is_real_BT, router_DE)
-    batch, experts, mlp = _names(axes.batch), _names(axes.experts), _names(axes.mlp)
-    shared = tuple(name for name in experts if name in batch)
-    elsewhere = tuple(name for name in experts + mlp if name not in batch)
+    experts, mlp = axis_names(axes.experts), axis_names(axes.mlp)
+    tokens = axis_names(axes.batch) + axis_names(axes.length)
+    shared = tuple(name for name in experts if name in axis_names(axes.batch))
+    elsewhere = tuple(name for name in experts + mlp if name not in tokens)
     if shared:
         x_BTD, route = jax.tree.map(lambda x: jax.lax.all_gather(x, shared, axis=0, tiled=True), (x_BTD, route))
     x_BTD, route = jax.lax.pcast((x_BTD, route), elsewhere, to="varying")
-    only_batch = tuple(name for name in batch if name not in experts + mlp)
-    weights = jax.lax.pcast(weights, only_batch, to="varying")
+    only_tokens = tuple(name for name in tokens if name not in experts + mlp)
+    weights = jax.lax.pcast(weights, only_tokens, to="varying")
     first = jax.lax.axis_index(experts) * weights["down"].shape[0] if experts else 0
-    out_BTD = _apply_experts(cfg, x_BTD, route, weights, first=first, varying=batch + elsewhere)
+    out_BTD = _apply_experts(cfg, x_BTD, route, weights, first=first, varying=tokens + elsewhere)
     if shared:
         out_BTD = jax.lax.psum_scatter(out_BTD, shared, scatter_dimension=0, tiled=True)
-    return jax.lax.psum(out_BTD, elsewhere), jax.tree.map(lambda total: jax.lax.psum(total, batch), sums)
+    return jax.lax.psum(out_BTD, elsewhere), jax.tree.map(lambda total: jax.lax.psum(total, tokens), sums)
 
 
 def _route(experts: ExpertsConfig, x_BTD, is_real_BT, router_DE) -> tuple[Route, RouterSums]:
@@ -175,7 +176,3 @@ def _permute_backward(back_P, g_PD):
 
 
 _permute.defvjp(_permute_forward, _permute_backward)
-
-
-def _names(axes: MeshAxes) -> tuple[str, ...]:
-    return (axes,) if isinstance(axes, str) else axes or ()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import jax
 import msgspec
@@ -11,25 +11,50 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 
 from model.config import ModelConfig
 
+Size = Annotated[int, msgspec.Meta(ge=1)]
+
+
+MESH_AXES = ("data", "fsdp", "expert", "sequence", "tensor")
+"""Of every mesh, outermost first: neighbours on the last talk most."""
+
 
 class MeshConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sizes of the mesh axes. Their product is the number of devices used."""
 
-    fsdp: Annotated[int, msgspec.Meta(ge=-1)] = -1
-    """Shards batch rows and, between uses, parameters. -1: every device the other axes leave."""
-    expert: Annotated[int, msgspec.Meta(ge=1)] = 1
+    preset: Literal["fsdp", "fsdp_tp", "long", "moe"] | None = None
+    """Which axes share the devices, with sizes from model and batch (`model.presets`); sizes given here stand. None:
+    `fsdp` has what the others leave."""
+    data: Size | None = None
+    """Shards batch rows; parameters are whole along it: replicas of a group of devices that `fsdp` shards over."""
+    fsdp: Annotated[int, msgspec.Meta(ge=-1)] | None = None
+    """Shards batch rows and, between uses, parameters. None or -1: every device the other axes leave."""
+    expert: Size | None = None
     """Shards batch rows too, and the experts of a mixture."""
-    tensor: Annotated[int, msgspec.Meta(ge=1)] = 1
+    sequence: Size | None = None
+    """Shards the positions of each row, for rows too long for one device; keys and values are gathered along it."""
+    tensor: Size | None = None
     """Shards heads, mlp width and vocabulary."""
+
+    def size(self, name: str) -> int:
+        """Of an axis; -1: what the others leave."""
+        given = getattr(self, name)
+        return given if given is not None else -1 if name == "fsdp" else 1
 
 
 MeshAxes = str | tuple[str, ...] | None
 
 
-class AxisRules(msgspec.Struct, frozen=True, kw_only=True):
+def axis_names(axes: MeshAxes) -> tuple[str, ...]:
+    """The mesh axes as a tuple."""
+    return (axes,) if isinstance(axes, str) else axes or ()
+
+
+class AxisRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Logical axis -> mesh axes (None: replicated). Chosen by a run, never saved: a checkpoint knows no mesh."""
 
-    batch: MeshAxes = ("fsdp", "expert")
+    batch: MeshAxes = ("data", "fsdp", "expert")
+    length: MeshAxes = "sequence"
+    """Positions of a row, in activations; masks and keys have them whole as well."""
     embed: MeshAxes = "fsdp"
     """Width of parameters; activations keep their width whole."""
     heads: MeshAxes = "tensor"
@@ -37,38 +62,72 @@ class AxisRules(msgspec.Struct, frozen=True, kw_only=True):
     vocab: MeshAxes = "tensor"
     experts: MeshAxes = "expert"
 
+    def __post_init__(self):
+        for name in self.__struct_fields__:
+            unknown = [axis for axis in axis_names(getattr(self, name)) if axis not in MESH_AXES]
+            if unknown:
+                raise ValueError(f"axes.{name} names mesh axis {unknown[0]!r}; the axes are {', '.join(MESH_AXES)}")
+        for group in TOGETHER:
+            taken: dict[str, str] = {}
+            for name in group:
+                for axis in axis_names(getattr(self, name)):
+                    if axis in taken:
+                        where = f"{taken[axis]} twice" if taken[axis] == name else f"{taken[axis]} and {name}"
+                        raise ValueError(
+                            f"axes: mesh axis {axis} would shard {where}, dimensions of the same arrays; give one of "
+                            "them another axis, or null"
+                        )
+                    taken[axis] = name
+
     def spec(self, *logical: str | None) -> PartitionSpec:
         """The partition of an array whose dimensions have these logical axes (None: whole)."""
         return PartitionSpec(*(getattr(self, name) if name else None for name in logical))
 
 
+TOGETHER = (
+    ("embed", "heads"), ("embed", "mlp", "experts"), ("embed", "vocab"),
+    ("batch", "length", "heads"), ("batch", "length", "mlp"), ("batch", "length", "vocab"),
+)  # fmt: skip
+"""Logical axes that are dimensions of one array: of a parameter, of an activation."""
+UNSHARDED = AxisRules(batch=None, length=None, embed=None, heads=None, mlp=None, vocab=None, experts=None)
+"""Everything whole on every device; the only rules that need no mesh."""
+ANSWERING = AxisRules(batch=("data", "fsdp", "expert", "sequence"), length=None)
+"""For generation and evaluation, whose rows are short or grow by one position at a time: more rows at once instead."""
+
+
 def make_mesh(config: MeshConfig, devices: Sequence[Any] | None = None) -> Mesh:
     """A mesh with explicit axes over the devices, to be entered once, in a program's main: `with jax.set_mesh(...)`.
 
-    Raises ValueError when the sizes do not multiply to the number of devices.
+    A preset has been resolved by now. Raises ValueError when the sizes do not multiply to the number of devices.
     """
+    assert config.preset is None, "model.presets.resolve_mesh has given its sizes"
     devices = list(jax.devices()) if devices is None else devices
-    others = config.expert * config.tensor
-    fsdp = config.fsdp if config.fsdp > 0 else len(devices) // others
-    if config.fsdp == 0 or fsdp * others != len(devices):
+    sizes = {name: config.size(name) for name in MESH_AXES}
+    others = math.prod(size for name, size in sizes.items() if name != "fsdp")
+    if sizes["fsdp"] == -1:
+        sizes["fsdp"] = len(devices) // others
+    if math.prod(sizes.values()) != len(devices) or sizes["fsdp"] == 0:
+        asked = " ".join(f"{name}={config.size(name)}" for name in MESH_AXES)
         raise ValueError(
-            f"mesh fsdp={config.fsdp} expert={config.expert} tensor={config.tensor} does not cover the {len(devices)} "
-            f"devices present; make fsdp * expert * tensor = {len(devices)}, or set fsdp=-1 with an expert * tensor "
-            f"that divides {len(devices)}"
+            f"mesh {asked} does not cover the {len(devices)} devices present; make their product {len(devices)}, or "
+            f"set fsdp=-1 with a product of the others that divides {len(devices)}"
         )
-    sizes, names = (fsdp, config.expert, config.tensor), ("fsdp", "expert", "tensor")
-    types = (AxisType.Explicit,) * len(names)
+    types = (AxisType.Explicit,) * len(sizes)
     try:
-        return jax.make_mesh(sizes, names, axis_types=types, devices=devices)
+        return jax.make_mesh(tuple(sizes.values()), MESH_AXES, axis_types=types, devices=devices)
     except NotImplementedError:  # expert=4 on 8 by 8 chips: an axis that is a part of one of the torus's dimensions
-        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-        return Mesh(placed, names, axis_types=types)
+        placed = mesh_utils.create_device_mesh(tuple(sizes.values()), devices, allow_split_physical_axes=True)
+        return Mesh(placed, MESH_AXES, axis_types=types)
+
+
+def describe_axes(shape: Mapping[str, int]) -> str:
+    """The axes of a mesh that shard anything: {data: 1, fsdp: 4, tensor: 2} is `fsdp=4 tensor=2`."""
+    return " ".join(f"{name}={size}" for name, size in shape.items() if size > 1) or "of one device"
 
 
 def ways(axes: MeshAxes, mesh: Any) -> int:
     """How many parts an array dimension over these mesh axes has."""
-    names = (axes,) if isinstance(axes, str) else axes or ()
-    return math.prod(mesh.shape[name] for name in names)
+    return math.prod(mesh.shape[name] for name in axis_names(axes))
 
 
 def padding_for(vocab_size: int, axes: AxisRules, mesh: Any) -> int:

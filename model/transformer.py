@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+import msgspec
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from model.attention import cached_mask, distances, packed_mask
 from model.block import Block, Cache, Context, embedding_of, final_norm, head_of, run
@@ -38,9 +39,7 @@ class KVCache(NamedTuple):
 def init(cfg: ModelConfig, axes: AxisRules, key: jax.Array) -> Params:
     """Fresh float32 parameters, partitioned by `axes` over the mesh in use. The same on every mesh."""
     # One row cannot be split over the mesh, and no parameter depends on how rows are split.
-    whole = AxisRules(
-        batch=None, embed=axes.embed, heads=axes.heads, mlp=axes.mlp, vocab=axes.vocab, experts=axes.experts
-    )
+    whole = msgspec.structs.replace(axes, batch=None, length=None)
     ids = jnp.zeros((1, 1), jnp.int32)
     hidden = jnp.zeros((1, 1, cfg.dim), jnp.float32)
     keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(("embedding", "layers", "final_norm", "head"))}
@@ -49,7 +48,7 @@ def init(cfg: ModelConfig, axes: AxisRules, key: jax.Array) -> Params:
     }
     if cfg.embedding_norm:
         params["embedding_norm"] = Norm(cfg, cfg.norm_bias).init(key, hidden)["params"]
-    context = _packed_context(cfg, jnp.ones((1, 1), jnp.int32), ids)
+    context = _packed_context(cfg, whole, jnp.ones((1, 1), jnp.int32), ids)
 
     def init_stack(stack: Stack) -> Any:
         block = Block(cfg, stack.kind, whole)
@@ -87,7 +86,8 @@ def apply(
     """Float32 logits of the token after each position; no segment sees another, nothing sees its future.
 
     With `at_BK`, logits of these positions of each row only (B K V): the head is the widest product of a
-    multilingual model, and most positions of instruction data are never trained.
+    multilingual model, and most positions of instruction data are never trained. Where the mesh shards positions
+    (`axes.length`), its ways must divide T and K.
     """
     return apply_routed(cfg, axes, params, tokens_BT, segments_BT, positions_BT, at_BK=at_BK, compute=compute)[0]
 
@@ -125,7 +125,7 @@ def apply_hidden(
 
     Their products with `head_weight`, accumulated in float32 and passed through `finish_logits`, are the logits.
     """
-    context = _packed_context(cfg, segments_BT, positions_BT)
+    context = _packed_context(cfg, axes, segments_BT, positions_BT)
     x_BTD = _embed(cfg, axes, params, tokens_BT, compute)
     x_BTD, _, sums = _run_layers(cfg, axes, params, x_BTD, context, None, compute)
     return _last_hidden(cfg, axes, params, x_BTD, at_BK), sums
@@ -223,6 +223,7 @@ def count_parameters(params: Params) -> int:
 
 
 def _embed(cfg: ModelConfig, axes: AxisRules, params: Params, tokens_BT, compute: ComputeConfig):
+    tokens_BT = jax.sharding.reshard(tokens_BT, axes.spec("batch", "length"))
     x_BTD = run(embedding_of(cfg, axes), params["embedding"], tokens_BT, compute.jax_dtype)
     if cfg.embedding_norm:
         x_BTD = run(Norm(cfg, cfg.norm_bias), params["embedding_norm"], x_BTD)
@@ -305,9 +306,27 @@ def _run_group(cfg, axes, group: tuple[Stack, ...], params, x_BTD, context, cach
 def _last_hidden(cfg: ModelConfig, axes: AxisRules, params: Params, x_BTD, at_BK):
     """Normed hidden states, at `at_BK` only if that is given."""
     if at_BK is not None:
-        # Row by row, so that its gradient is too: one scatter over all rows would be whole on every device.
-        x_BTD = jnp.take_along_axis(x_BTD, at_BK[:, :, None], axis=1)
+        x_BTD = pick_positions(axes, x_BTD, at_BK)
     return run(final_norm(cfg), params["final_norm"], x_BTD)
+
+
+def pick_positions(
+    axes: AxisRules, field: Shaped[Array, "B T ..."], at_BK: Int[Array, "B K"]
+) -> Shaped[Array, "B K ..."]:
+    """The field at these positions of each row, sharded along K as activations are along T.
+
+    Row by row, so that its gradient is too: one scatter over all rows would be whole on every device.
+    """
+    inner = (None,) * (field.ndim - 2)
+    if axes.length is None:
+        return jnp.take_along_axis(field, at_BK.reshape(at_BK.shape + (1,) * len(inner)), axis=1)
+    whole, shared = axes.spec("batch", None, *inner), axes.spec("batch", "length", *inner)
+
+    def pick(field, at_BK):
+        return jnp.take_along_axis(field, at_BK.reshape(at_BK.shape + (1,) * len(inner)), axis=1)
+
+    specs = (whole, axes.spec("batch", "length"))
+    return jax.shard_map(pick, in_specs=specs, out_specs=shared)(*jax.sharding.reshard((field, at_BK), specs))
 
 
 def _logits(cfg: ModelConfig, axes: AxisRules, params: Params, x_BTD):
@@ -317,15 +336,21 @@ def _logits(cfg: ModelConfig, axes: AxisRules, params: Params, x_BTD):
     return finish_logits(cfg, run(head_of(cfg, axes), params["head"], x_BTD))
 
 
-def _packed_context(cfg: ModelConfig, segments_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]) -> Context:
+def _packed_context(
+    cfg: ModelConfig, axes: AxisRules, segments_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]
+) -> Context:
     def mask(window: int) -> Bool[Array, "B T S"]:
-        return packed_mask(segments_BT, positions_BT, window)
+        whole_BTS = packed_mask(segments_BT, positions_BT, window)
+        return jax.sharding.reshard(whole_BTS, axes.spec("batch", "length", None))
 
     def lengths() -> Int[Array, "B T"]:
         is_same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
-        return 1 + jnp.max(jnp.where(is_same_BTT, positions_BT[:, None, :], 0), axis=-1)
+        return share(1 + jnp.max(jnp.where(is_same_BTT, positions_BT[:, None, :], 0), axis=-1))
 
-    return _make_context(cfg, positions_BT, positions_BT, mask, lengths, None, segments_BT > 0)
+    def share(x_BT):
+        return jax.sharding.reshard(x_BT, axes.spec("batch", "length"))
+
+    return _make_context(cfg, share(positions_BT), positions_BT, mask, lengths, None, share(segments_BT > 0))
 
 
 def _cached_context(

@@ -1,5 +1,6 @@
 """A tiny model, tiny batches of known content, and the one tolerance of the numerical tests."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,7 +10,7 @@ import optax
 
 from data.batch import Batch, Role
 from model.config import ModelConfig
-from model.parallel import AxisRules, MeshConfig, make_mesh
+from model.parallel import MESH_AXES, AxisRules, MeshConfig, make_mesh
 from train.config import OptimConfig
 from train.state import TrainState, abstract_state
 
@@ -24,6 +25,11 @@ TOY = ModelConfig(
 
 AXES = AxisRules()
 MESHES = ((1, 1), (8, 1), (4, 2), (2, 4))
+LONG_MESHES = (
+    MeshConfig(data=2, fsdp=4), MeshConfig(fsdp=1, sequence=8), MeshConfig(fsdp=2, sequence=4),
+    MeshConfig(data=2, fsdp=1, sequence=2, tensor=2),
+)  # fmt: skip
+"""With replicas, and with the positions of a row on several devices."""
 ROW_LENGTH = 16
 LANGUAGES = ("", "ar", "fr", "sw")
 
@@ -40,10 +46,10 @@ class Example(NamedTuple):
     language: int
 
 
-def mesh_of(shape: tuple[int, int]) -> jax.sharding.Mesh:
-    """A mesh of (fsdp, tensor) over the first devices."""
-    fsdp, tensor = shape
-    return make_mesh(MeshConfig(fsdp=fsdp, tensor=tensor), jax.devices()[: fsdp * tensor])
+def mesh_of(shape: tuple[int, int] | MeshConfig) -> jax.sharding.Mesh:
+    """A mesh of (fsdp, tensor), or of a config with all its sizes, over the first devices."""
+    config = shape if isinstance(shape, MeshConfig) else MeshConfig(fsdp=shape[0], tensor=shape[1])
+    return make_mesh(config, jax.devices()[: math.prod(config.size(name) for name in MESH_AXES)])
 
 
 def make_examples(count: int, *, seed: int = 0) -> list[Example]:

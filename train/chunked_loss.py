@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from model.config import ModelConfig
+from model.parallel import axis_names
 from model.transformer import finish_logits
 from train.config import LossConfig
 from train.loss import TokenLosses, added_loss
@@ -316,15 +317,11 @@ def _split(positions: int, most: int) -> tuple[int, int]:
 
 def _find_layout(model: ModelConfig, x_BKD, head) -> Layout:
     """The mesh axes of a head's arrays, read from their types."""
-    rows, positions, _ = map(_names, jax.typeof(x_BKD).sharding.spec)
-    vocab, embed = map(_names, jax.typeof(head).sharding.spec[:: 1 if model.tied_head else -1])
+    rows, positions, _ = map(axis_names, jax.typeof(x_BKD).sharding.spec)
+    vocab, embed = map(axis_names, jax.typeof(head).sharding.spec[:: 1 if model.tied_head else -1])
     return Layout(rows=rows, positions=positions, vocab=vocab, embed=embed, tied=model.tied_head)
 
 
 def _over(collective: Callable[[Array, tuple[str, ...]], Array], x: Array, axes: tuple[str, ...]) -> Array:
     """The collective of x, or x itself where there is no axis to go over."""
     return collective(x, axes) if axes else x
-
-
-def _names(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    return (axes,) if isinstance(axes, str) else axes or ()

@@ -277,12 +277,14 @@ def _update(
     return state, metrics, None if notes is None else spread_notes(notes)
 
 
-def head_positions(trained_R: np.ndarray, *, batch_rows: int, row_length: int) -> list[int]:
+def head_positions(trained_R: np.ndarray, *, batch_rows: int, row_length: int, multiple: int = 1) -> list[int]:
     """K of each step: the largest count of trained positions in any row of its batch, from a few sizes.
 
     The sizes are T / 8, T / 4, 3 T / 8, T / 2, 3 T / 4 and T, so a run compiles a handful of programs at most. Every
-    host knows the whole plan, so all of them choose alike. Rows that train (3 4 2 16) of 16, two a batch: K = (4, 16).
+    host knows the whole plan, so all of them choose alike. They are rounded up to a `multiple`, which divides T, where
+    positions are sharded. Rows that train (3 4 2 16) of 16, two a batch: K = (4, 16).
     """
-    sizes = np.unique([max(1, row_length * eighths // 8) for eighths in (1, 2, 3, 4, 6, 8)])
+    eighths = (max(1, row_length * eighths // 8) for eighths in (1, 2, 3, 4, 6, 8))
+    sizes = np.unique([-(-size // multiple) * multiple for size in eighths])
     most_S = trained_R.reshape(-1, batch_rows).max(axis=1)
     return [int(size) for size in sizes[np.searchsorted(sizes, most_S)]]

@@ -76,7 +76,7 @@ def loss_sums(spec: StepSpec, params: transformer.Params, batch: Batch) -> LossS
     at_BK = trained_positions(jnp.asarray(batch.loss_weight_BT), spec.most_trained)
     inputs = (jnp.asarray(field_BT) for field_BT in (batch.tokens_BT, batch.segments_BT, batch.positions_BT))
     targets_BK, weight_BK, language_BK = (
-        jnp.take_along_axis(field_BT, at_BK, axis=1)
+        transformer.pick_positions(spec.axes, jnp.asarray(field_BT), at_BK)
         for field_BT in (batch.targets_BT, batch.loss_weight_BT, batch.language_BT)
     )
     model = (spec.model, spec.axes, params)

@@ -91,7 +91,7 @@ def chip_positions(step: AbstractStep) -> int:
     """Positions of a microbatch that one chip makes logits for."""
     spec, mesh = step.spec, jax.sharding.get_mesh()
     rows = step.batch.tokens_BT.shape[0] // spec.microbatches // ways(spec.axes.batch, mesh)
-    return rows * spec.most_trained
+    return rows * spec.most_trained // ways(spec.axes.length, mesh)
 
 
 def chunk_of(step: AbstractStep) -> int:

@@ -17,7 +17,7 @@ from launch.origin import Origin, open_origin
 from launch.plan_ahead.chips import GIB
 from launch.train import check_sizes, resolve_model
 from model.config import ModelConfig
-from model.parallel import AxisRules
+from model.parallel import ways
 from train.loop import head_positions
 from train.optim import make_optimizer
 from train.state import TrainState, abstract_state
@@ -75,14 +75,14 @@ def make_step(recipe: Recipe, cfg: ModelConfig, *, trained_share: float) -> Abst
     """
     mesh = jax.sharding.get_mesh()
     check_sizes(recipe, cfg, mesh)
-    axes, length = AxisRules(), recipe.data.packing.row_length
+    axes, length = recipe.axes, recipe.data.packing.row_length
     trained = np.array([math.ceil(length * trained_share)])
     spec = StepSpec(
         model=cfg,
         axes=axes,
         compute=recipe.compute,
         num_languages=ASSUMED_LANGUAGES,
-        most_trained=head_positions(trained, batch_rows=1, row_length=length)[0],
+        most_trained=head_positions(trained, batch_rows=1, row_length=length, multiple=ways(axes.length, mesh))[0],
         microbatches=recipe.train.microbatches,
         router=recipe.train.router,
         loss=recipe.train.loss,

@@ -11,13 +11,14 @@ import msgspec
 from rich.console import Console
 
 from launch.config import Recipe, RecipeError
+from launch.origin import size_mesh
 from launch.plan_ahead.plan import AheadPlan, make_plan, to_builtins
 from launch.plan_ahead.program import resolve_config
 from launch.plan_ahead.search import search
 from launch.plan_ahead.table import print_ahead_plan, verdict
 from launch.plan_ahead.topology import Topology, make_devices, parse_topology
 from model.config import ModelConfig
-from model.parallel import AxisRules, make_mesh, ways
+from model.parallel import make_mesh, ways
 
 EXIT_DOES_NOT_FIT = 1
 
@@ -40,7 +41,7 @@ def run_plan_ahead(
         raise RecipeError(f"--trained-share {trained_share:g} is no share of a row's positions; give one in (0, 1]")
     place = parse_topology(topology)
     _set_up(place)
-    mesh = make_mesh(recipe.mesh, list(make_devices(place)))
+    mesh = _make_mesh(recipe, list(make_devices(place)))
     with jax.set_mesh(mesh):
         cfg = resolve_config(recipe)
 
@@ -54,7 +55,7 @@ def run_plan_ahead(
             return made
 
         if is_search:
-            recipe, made = search(recipe, ways(AxisRules().batch, mesh), plan)
+            recipe, made = search(recipe, ways(recipe.axes.batch, mesh), plan)
         else:
             made = plan(recipe)
     print_ahead_plan(made, place, console)
@@ -63,6 +64,10 @@ def run_plan_ahead(
     if json_file is not None:
         _write(made, recipe, cfg, place, Path(json_file))
     return 0 if made.fits else EXIT_DOES_NOT_FIT
+
+
+def _make_mesh(recipe: Recipe, devices: list[Any]) -> jax.sharding.Mesh:
+    return make_mesh(size_mesh(recipe, len(devices)), devices)
 
 
 def _set_up(topology: Topology) -> None:

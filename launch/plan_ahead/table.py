@@ -11,6 +11,7 @@ from launch.plan_ahead.chips import GIB
 from launch.plan_ahead.memory import MemoryPlan
 from launch.plan_ahead.plan import AheadPlan
 from launch.plan_ahead.topology import Topology
+from model.parallel import describe_axes
 
 MEMORY_KINDS = ("parameters", "optimizer", "gradients", "logits", "activations", "batch", "padding", "code")
 
@@ -19,7 +20,7 @@ def print_ahead_plan(plan: AheadPlan, topology: Topology, console: Console) -> N
     """Prints the whole plan, and first what it takes for granted."""
     console.print(
         f"{plan.topology}: {topology.size} x {topology.chip.name if topology.chip else 'simulated CPU device'}, "
-        f"mesh {plan.mesh}; {plan.parameters:,} parameters, {plan.used_parameters:,} used for a token; "
+        f"mesh {describe_axes(plan.mesh)}; {plan.parameters:,} parameters, {plan.used_parameters:,} used for a token; "
         f"{plan.batch_rows} rows of {plan.row_length} a step in {plan.microbatches} microbatch(es), "
         f"remat {plan.remat}; compiled in {plan.compile_s:.0f} s by the {plan.compiler} compiler",
         highlight=False, soft_wrap=True,

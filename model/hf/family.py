@@ -17,7 +17,7 @@ import numpy as np
 
 from model.config import ModelConfig, group_layers
 from model.hf.config_file import ConfigFile, FamilyError
-from model.parallel import AxisRules
+from model.parallel import UNSHARDED
 from model.transformer import abstract
 
 Split = Callable[[np.ndarray, Sequence[tuple[int, ...]]], list[np.ndarray]]
@@ -133,12 +133,11 @@ def is_ignored(family: Family, name: str) -> bool:
 
 def abstract_whole(cfg: ModelConfig) -> dict[str, Any]:
     """The shapes of the parameters, whatever mesh is in use."""
-    whole = AxisRules(batch=None, embed=None, heads=None, mlp=None, vocab=None, experts=None)
     mesh = jax.sharding.AbstractMesh((1,), ("unused",), axis_types=(jax.sharding.AxisType.Explicit,))
     # A mesh can be changed for one of another size only by way of none.
     none = jax.sharding.AbstractMesh((), ())
     with jax.sharding.use_abstract_mesh(none), jax.sharding.use_abstract_mesh(mesh):
-        return abstract(cfg, whole)
+        return abstract(cfg, UNSHARDED)
 
 
 def split_rows(array: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:

@@ -67,5 +67,9 @@ def test_the_compilation_cache_is_where_the_environment_says(monkeypatch, tmp_pa
 
 def test_the_mesh_is_entered_and_left():
     with use_mesh(MeshConfig(fsdp=-1, tensor=2)) as mesh:
-        assert dict(jax.sharding.get_mesh().shape) == dict(mesh.shape) == {"fsdp": 4, "expert": 1, "tensor": 2}
+        assert (
+            dict(jax.sharding.get_mesh().shape)
+            == dict(mesh.shape)
+            == {"data": 1, "fsdp": 4, "expert": 1, "sequence": 1, "tensor": 2}
+        )
     assert jax.sharding.get_mesh().empty

@@ -12,7 +12,7 @@ from toy import AXES, TOLERANCE, TOY, assert_close_trees, copy_to_host
 
 from model.config import ComputeConfig, ExpertsConfig, LayerKind
 from model.moe import Experts, RouterSums
-from model.parallel import AxisRules, MeshConfig, make_mesh
+from model.parallel import ANSWERING, UNSHARDED, MeshConfig, make_mesh
 from model.transformer import apply_cached, apply_routed, empty_cache, init
 
 EIGHT = ExpertsConfig(num_experts=8, per_token=3, dim=12)
@@ -25,9 +25,8 @@ CONFIGS = {
     "all of five": msgspec.structs.replace(MIXTURE, experts=ExpertsConfig(num_experts=5, per_token=5, dim=7)),
     "not gated": msgspec.structs.replace(MIXTURE, gated=False),
 }
-WHOLE = AxisRules(batch=None, embed=None, heads=None, mlp=None, vocab=None, experts=None)
-MESHES = [(8, 1, 1), (4, 1, 2), (2, 2, 2), (1, 8, 1), (1, 4, 2)]
-"""Of (fsdp, expert, tensor)."""
+MESHES = [(8, 1, 1), (4, 1, 2), (2, 2, 2), (1, 8, 1), (1, 4, 2), (2, 1, 2, 2), (1, 4, 1, 2)]
+"""Of (fsdp, expert, tensor) and, if it is given, sequence."""
 
 ROWS, LENGTH = 8, 6
 IS_REAL = np.arange(LENGTH)[None] < np.array([6, 6, 5, 1, 6, 0, 6, 4])[:, None]
@@ -35,9 +34,8 @@ IS_REAL = np.arange(LENGTH)[None] < np.array([6, 6, 5, 1, 6, 0, 6, 4])[:, None]
 
 def enter(shape):
     """A mesh of this shape, in use."""
-    fsdp, expert, tensor = shape
-    devices = jax.devices()[: math.prod(shape)]
-    return jax.set_mesh(make_mesh(MeshConfig(fsdp=fsdp, expert=expert, tensor=tensor), devices))
+    sizes = dict(zip(("fsdp", "expert", "tensor", "sequence"), shape, strict=False))
+    return jax.set_mesh(make_mesh(MeshConfig(**sizes), jax.devices()[: math.prod(shape)]))
 
 
 def draw_params(cfg, seed=0):
@@ -262,14 +260,16 @@ def test_decoding_with_a_cache_equals_the_whole_forward_pass(mesh, decoder_param
     positions = np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1))
     with enter(mesh):
         params = place_as_initialized(ALTERNATING, decoder_params)
-        put = functools.partial(jax.device_put, device=AXES.spec("batch", None))
+        put = functools.partial(jax.device_put, device=ANSWERING.spec("batch", None))
         wanted_BTV, _ = jax.jit(apply_routed, static_argnums=(0, 1))(
-            ALTERNATING, AXES, params, put(TOKENS), put(np.ones_like(TOKENS)), put(positions)
+            ALTERNATING, ANSWERING, params, put(TOKENS), put(np.ones_like(TOKENS)), put(positions)
         )
-        cache = empty_cache(ALTERNATING, AXES, batch=ROWS, slots=LENGTH, compute=ComputeConfig())
+        cache = empty_cache(ALTERNATING, ANSWERING, batch=ROWS, slots=LENGTH, compute=ComputeConfig())
         decode = jax.jit(apply_cached, static_argnums=(0, 1))
         for part in (slice(0, 2), slice(2, 3), slice(3, 4)):
-            logits_BTV, cache = decode(ALTERNATING, AXES, params, put(TOKENS[:, part]), put(positions[:, part]), cache)
+            logits_BTV, cache = decode(
+                ALTERNATING, ANSWERING, params, put(TOKENS[:, part]), put(positions[:, part]), cache
+            )
             np.testing.assert_allclose(logits_BTV, wanted_BTV[:, part], **TOLERANCE)
 
 
@@ -277,5 +277,5 @@ def test_rules_that_split_nothing_leave_every_device_the_whole(decoder_params):
     """As when one row is scored on a mesh of many devices."""
     params, x_BTD = draw_params(MIXTURE), draw_tokens()[:1]
     with enter((2, 2, 2)):
-        out_BTD, sums = run(MIXTURE, WHOLE, params, x_BTD, IS_REAL[:1])
+        out_BTD, sums = run(MIXTURE, UNSHARDED, params, x_BTD, IS_REAL[:1])
     assert_close_trees((out_BTD, sums), loop(MIXTURE, params, x_BTD, IS_REAL[:1]))

@@ -1,4 +1,5 @@
 import jax
+import msgspec
 import pytest
 from jax.sharding import PartitionSpec as P
 from toy import mesh_of
@@ -19,7 +20,8 @@ def test_mesh_covers_the_devices(fsdp, tensor, devices, wanted):
 @pytest.mark.parametrize(("fsdp", "tensor"), [(3, 1), (-1, 3), (8, 2), (0, 1), (4, 1), (-1, 16)])
 def test_a_mesh_that_leaves_devices_out_is_refused_with_what_would_fit(fsdp, tensor):
     with pytest.raises(
-        ValueError, match=rf"fsdp={fsdp} expert=1 tensor={tensor} .* 8 devices present; make fsdp .* = 8"
+        ValueError,
+        match=rf"data=1 fsdp={fsdp} expert=1 sequence=1 tensor={tensor} .* 8 devices present; make their product 8",
     ):
         make_mesh(MeshConfig(fsdp=fsdp, tensor=tensor))
 
@@ -27,10 +29,25 @@ def test_a_mesh_that_leaves_devices_out_is_refused_with_what_would_fit(fsdp, ten
 def test_rules_map_logical_axes_to_mesh_axes():
     rules = AxisRules()
     assert rules.spec("embed", "heads", None) == P("fsdp", "tensor", None)
-    assert rules.spec("batch", None, "vocab") == P(("fsdp", "expert"), None, "tensor")
+    assert rules.spec("batch", None, "vocab") == P(("data", "fsdp", "expert"), None, "tensor")
     assert AxisRules(mlp=None).spec("embed", "mlp") == P("fsdp", None)
     with pytest.raises(AttributeError):
         rules.spec("widht")
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({"mlp": "fsdp"}, "mesh axis fsdp would shard embed and mlp, dimensions of the same arrays"),
+        ({"vocab": ["tensor", "sequence"]}, "mesh axis sequence would shard length and vocab"),
+        ({"batch": ["data", "data"]}, "mesh axis data would shard batch twice"),
+        ({"embed": "fdsp"}, "axes.embed names mesh axis 'fdsp'; the axes are data, fsdp, expert, sequence, tensor"),
+    ],
+    ids=str,
+)
+def test_rules_that_collide_or_name_no_axis_are_refused_before_anything_is_traced(rules, message):
+    with pytest.raises(msgspec.ValidationError, match=message):
+        msgspec.convert(rules, AxisRules)
 
 
 def test_sizes_a_mesh_does_not_divide_are_named_with_ones_that_it_does():

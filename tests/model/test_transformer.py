@@ -10,7 +10,7 @@ from toy import AXES, MESHES, ROW_LENGTH, TOLERANCE, TOY, assert_equal_trees, co
 
 from model.attention import packed_mask
 from model.config import ComputeConfig, LayerKind, RopeConfig
-from model.parallel import AxisRules
+from model.parallel import UNSHARDED
 from model.transformer import abstract, apply, count_parameters, init
 
 UNTIED = msgspec.structs.replace(
@@ -23,7 +23,6 @@ TOKENS = (
     .permuted(np.tile(np.arange(TOY.vocab_size), (2, 1)), axis=1)[:, :ROW_LENGTH]
     .astype(np.int32)
 )
-UNSHARDED = AxisRules(batch=None, embed=None, heads=None, mlp=None, vocab=None, experts=None)
 BFLOAT16_BOUND = 0.05
 """Largest difference of a logit, whose spread is about one, after two layers in eight bits of mantissa."""
 

@@ -24,7 +24,7 @@ from model.hf.family import constant_tensors, hub_tensors, prefixed
 from model.hf.hub import open_hub
 from model.hf.registry import read_model
 from model.hf.weights import read_tensors
-from model.parallel import AxisRules
+from model.parallel import UNSHARDED
 from model.rope import depends_on_length
 from model.transformer import Params, apply_routed
 from tests.parity import torch_reference as reference
@@ -42,7 +42,6 @@ FIRST = int(os.environ.get("PARITY_FIRST_SEED", "0"))
 SEEDS = range(FIRST, FIRST + int(os.environ.get("PARITY_SEEDS", "5")))
 CASES = [(model_type, seed) for model_type in MODEL_TYPES for seed in SEEDS]
 WITH_EXPERTS = [case for case in CASES if "num_experts_per_tok" in draw_config(*case)]
-UNSHARDED = AxisRules(batch=None, embed=None, heads=None, mlp=None, vocab=None, experts=None)
 
 
 class Values(NamedTuple):

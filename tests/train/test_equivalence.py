@@ -11,6 +11,7 @@ import pytest
 from toy import (
     AXES,
     LANGUAGES,
+    LONG_MESHES,
     MESHES,
     OPTIM,
     TOLERANCE,
@@ -25,7 +26,8 @@ from toy import (
     place_state,
 )  # fmt: skip
 
-from model.config import ComputeConfig
+from model.config import ComputeConfig, DynamicScaling, LayerKind, RopeConfig
+from model.parallel import MESH_AXES, MeshConfig, describe_axes
 from model.transformer import init
 from train.config import LossConfig
 from train.loop import put_batch
@@ -86,6 +88,34 @@ def test_the_loss_falls_and_every_parameter_moves(plain, toy_params):
 @pytest.mark.parametrize(("mesh", "microbatches"), [(mesh, m) for mesh in MESHES for m in (1, 4)][1:], ids=str)
 def test_mesh_and_microbatches_change_no_result(plain, toy_params, mesh, microbatches):
     assert_close_trees(run_steps(toy_params, PACKED, mesh=mesh, microbatches=microbatches), plain)
+
+
+@pytest.mark.parametrize(
+    "mesh", LONG_MESHES, ids=lambda mesh: describe_axes({name: mesh.size(name) for name in MESH_AXES})
+)
+def test_replicas_and_split_rows_change_no_result(plain, toy_params, mesh):
+    """Split rows: examples cross from device to device, and trained positions are brought to other ones."""
+    extra = -most_trained(PACKED) % 8  # K is divided by every sequence axis
+    assert_close_trees(run_steps(toy_params, PACKED, mesh=mesh, microbatches=2, extra_trained=extra), plain)
+
+
+@pytest.mark.parametrize("head", ["full", "chunked"])
+def test_split_rows_keep_windows_soft_caps_and_distances(head):
+    """What looks at positions: a window shorter than a device's part of the row, ALiBi, RoPE that knows lengths."""
+    scaling = DynamicScaling(factor=2.0, original_length=4)
+    kinds = (LayerKind(window=3), LayerKind(rope=RopeConfig(scaling=scaling)))
+    model = msgspec.structs.replace(TOY, layers=kinds, attention_softcap=5.0, alibi=True, qk_norm="head")
+
+    def gradient(mesh):
+        spec = dataclasses.replace(
+            make_spec(PACKED, extra_trained=-most_trained(PACKED) % 8, loss=LossConfig(head=head)), model=model
+        )
+        with jax.set_mesh(mesh_of(mesh)):
+            params = jax.jit(init, static_argnums=(0, 1))(model, AXES, jax.random.key(0))
+            batch = put_batch(PACKED, AXES.spec("batch", None))
+            return copy_to_host(jax.jit(functools.partial(mean_gradient, spec))(params, batch))
+
+    assert_close_trees(gradient(MeshConfig(fsdp=2, sequence=4)), gradient((1, 1)))
 
 
 def test_packed_rows_train_like_one_example_a_row(plain, toy_params):

@@ -129,7 +129,7 @@ def test_every_step_is_written_once_with_the_rows_it_was_made_on(whole_run):
         *["step"] * 2,
         "languages",  # saved, the last step
     ]
-    assert records[0]["mesh"] == {"fsdp": 1, "expert": 1, "tensor": 1}
+    assert records[0]["mesh"] == {"data": 1, "fsdp": 1, "expert": 1, "sequence": 1, "tensor": 1}
     by_language = [record for record in records if record["kind"] == "languages"]
     for record, part in zip(by_language, (BATCHES[:4], BATCHES[4:5], BATCHES[5:8], BATCHES[8:]), strict=True):
         for i, language in enumerate(LANGUAGES[1:], 1):

@@ -323,7 +323,7 @@ def test_the_verb_plans_without_data_or_tokenizer_and_writes_every_number(tmp_pa
     assert "assumed: logits at 16 of 16 positions of every row" in said
     tree = json.loads(file.read_text(encoding="utf-8"))
     assert tree["fits"] is True and tree["spare_bytes"] == tree["memory"]["available"] - tree["memory"]["total"]
-    assert tree["mesh"] == {"fsdp": 4, "expert": 1, "tensor": 2}
+    assert tree["mesh"] == {"data": 1, "fsdp": 4, "expert": 1, "sequence": 1, "tensor": 2}
     assert {"all-gather", "all-reduce"} & {item["kind"] for item in tree["traffic"]}
     assert {axis for item in tree["traffic"] for axis in item["axes"]} == {"fsdp", "tensor"}
     assert tree["roofline"] is None and tree["chip"] is None

@@ -15,12 +15,11 @@ from model.hf.family import Fused, HubTensor, abstract_whole, constant_tensors, 
 from model.hf.hub import open_hub
 from model.hf.registry import families, read_model, write_config
 from model.hf.tensors import open_folder
-from model.parallel import AxisRules
+from model.parallel import UNSHARDED
 from model.transformer import apply
 
 GOLDEN = Path(__file__).resolve().parents[2] / "golden" / "families"
 NAMES = sorted(path.name for path in GOLDEN.iterdir())
-UNSHARDED = AxisRules(batch=None, embed=None, heads=None, mlp=None, vocab=None, experts=None)
 LARGEST_DIFFERENCE = 1e-4
 """Of a logit, whose spread is two to three: the reference itself moves by half of it when computed in float64."""
 

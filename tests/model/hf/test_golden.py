@@ -22,7 +22,7 @@ from model.config import ComputeConfig, DynamicScaling, ModelConfig, RopeScaling
 from model.hf.hub import open_hub
 from model.hf.registry import read_model
 from model.moe import RouterSums
-from model.parallel import AxisRules, MeshConfig, make_mesh
+from model.parallel import UNSHARDED, MeshConfig, make_mesh
 from model.rope import depends_on_length
 from model.transformer import Params, apply_cached, apply_routed, empty_cache
 from train.loss import load_balance_loss, router_z_loss
@@ -30,7 +30,6 @@ from train.loss import load_balance_loss, router_z_loss
 FOLDERS = Path(__file__).resolve().parents[2] / "golden" / "families"
 MODELS = {path.name: read_model(json.loads((path / "config.json").read_text())) for path in sorted(FOLDERS.iterdir())}
 NAMES = list(MODELS)
-UNSHARDED = AxisRules(batch=None, embed=None, heads=None, mlp=None, vocab=None, experts=None)
 
 LARGEST_DIFFERENCE = 1e-4
 """Of a logit in float32, whose spread is two to three."""

@@ -1,0 +1,90 @@
+"""Sizes of mesh axes from the name of a preset, the model and the batch: so that one recipe runs on many machines."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from model.config import ModelConfig
+from model.parallel import MESH_AXES, MeshConfig
+
+POWERS = (2, 4, 8)
+"""Sizes that presets choose from: up to what one host's devices, or the chips around one, can exchange quickly."""
+
+
+class Sizes(NamedTuple):
+    """What a preset goes by."""
+
+    cfg: ModelConfig
+    rows: int
+    """Of a microbatch."""
+    row_length: int
+    devices: int
+    """Left to the preset, after the sizes that the recipe gives."""
+
+
+def resolve_mesh(config: MeshConfig, cfg: ModelConfig, *, devices: int, rows: int, row_length: int) -> MeshConfig:
+    """The config with its preset's axes sized for so many devices, this model, and microbatches of so many rows.
+
+    `fsdp`: all devices on `fsdp`. `fsdp_tp`: a `tensor` axis as short as lets the rest divide the rows, at least 2.
+    `long`: the same of `sequence`. `moe`: an `expert` axis as long as divides experts and devices, at most 8. Sizes
+    that the config gives stand, and `fsdp` has the rest. Raises ValueError, with the numbers, when no size works.
+    """
+    if config.preset is None:
+        return config
+    axis = AXIS_OF[config.preset]
+    if axis is None or getattr(config, axis) is not None:
+        return msgspec.structs.replace(config, preset=None)
+    given = math.prod(config.size(name) for name in MESH_AXES if name != "fsdp")
+    sizes = Sizes(cfg, rows, row_length, devices // given)
+    return msgspec.structs.replace(config, preset=None, **{axis: CHOOSE[config.preset](sizes)})
+
+
+def _tensor(sizes: Sizes) -> int:
+    cfg = sizes.cfg
+    divided = {"model.num_kv_heads": cfg.num_kv_heads, "model.mlp_dim": cfg.mlp_dim}
+    if cfg.experts is not None:
+        divided["model.experts.dim"] = cfg.experts.dim
+    return _shortest("fsdp_tp", "tensor", divided, sizes)
+
+
+def _sequence(sizes: Sizes) -> int:
+    return _shortest("long", "sequence", {"data.packing.row_length": sizes.row_length}, sizes)
+
+
+def _shortest(preset: str, axis: str, divided: dict[str, int], sizes: Sizes) -> int:
+    fits = [n for n in POWERS if not any(size % n for size in (sizes.devices, *divided.values()))]
+    for n in fits:
+        if sizes.rows % (sizes.devices // n) == 0:
+            return n
+    named = ", ".join(f"{name}={size}" for name, size in divided.items())
+    if not fits:
+        raise ValueError(
+            f"mesh.preset={preset} needs 2, 4 or 8 devices on the {axis} axis, which must divide the "
+            f"{sizes.devices} devices it may use and {named}; use mesh.preset=fsdp, or give mesh.{axis} yourself"
+        )
+    ways = sizes.devices // fits[-1]
+    low = sizes.rows // ways * ways
+    raise ValueError(
+        f"mesh.preset={preset} on {sizes.devices} devices ({named}) can have {fits[-1]} on the {axis} axis at most; "
+        f"the other {ways} do not divide {sizes.rows} rows per microbatch (train.batch_rows / train.microbatches); use "
+        f"{f'{low} or ' if low else ''}{low + ways} rows"
+    )
+
+
+def _expert(sizes: Sizes) -> int:
+    experts = sizes.cfg.experts
+    if experts is None:
+        raise ValueError("mesh.preset=moe: no layer of the model has experts; use mesh.preset=fsdp")
+    fits = [n for n in POWERS if sizes.devices % n == 0 and experts.num_experts % n == 0]
+    if not fits:
+        raise ValueError(
+            f"mesh.preset=moe needs 2, 4 or 8 devices on the expert axis, which must divide the {sizes.devices} "
+            f"devices it may use and model.experts.num_experts={experts.num_experts}; use mesh.preset=fsdp"
+        )
+    return fits[-1]
+
+
+AXIS_OF: dict[str, str | None] = {"fsdp": None, "fsdp_tp": "tensor", "long": "sequence", "moe": "expert"}
+CHOOSE: dict[str, Callable[[Sizes], int]] = {"fsdp_tp": _tensor, "long": _sequence, "moe": _expert}

@@ -1,0 +1,72 @@
+"""Which sizes a preset gives, and what it says where none works."""
+
+import jax
+import msgspec
+import pytest
+from toy import TOY
+
+from model.config import ExpertsConfig, LayerKind
+from model.parallel import MESH_AXES, MeshConfig, make_mesh
+from model.presets import resolve_mesh
+
+MIXTURE = msgspec.structs.replace(
+    TOY, experts=ExpertsConfig(num_experts=12, per_token=2, dim=16), layers=(LayerKind(experts=True),)
+)
+
+
+def sizes_of(config, cfg=TOY, *, devices=8, rows=8, row_length=16):
+    resolved = resolve_mesh(config, cfg, devices=devices, rows=rows, row_length=row_length)
+    mesh = make_mesh(resolved, jax.devices()[:devices])
+    return {name: size for name, size in mesh.shape.items() if size > 1}
+
+
+@pytest.mark.parametrize(
+    ("config", "rows", "wanted"),
+    [
+        (MeshConfig(preset="fsdp"), 8, {"fsdp": 8}),
+        (MeshConfig(preset="fsdp", data=2), 8, {"data": 2, "fsdp": 4}),
+        (MeshConfig(preset="fsdp_tp"), 8, {"fsdp": 4, "tensor": 2}),
+        (MeshConfig(preset="fsdp_tp"), 2, {"fsdp": 2, "tensor": 4}),
+        (MeshConfig(preset="fsdp_tp", tensor=4), 8, {"fsdp": 2, "tensor": 4}),
+        (MeshConfig(preset="long"), 8, {"fsdp": 4, "sequence": 2}),
+        (MeshConfig(preset="long"), 1, {"sequence": 8}),
+        (MeshConfig(preset="long", tensor=2), 1, {"sequence": 4, "tensor": 2}),
+    ],
+)
+def test_presets_use_as_few_devices_beside_the_rows_as_the_rows_allow(config, rows, wanted):
+    assert sizes_of(config, rows=rows) == wanted
+
+
+def test_experts_are_spread_as_far_as_they_divide():
+    assert sizes_of(MeshConfig(preset="moe"), MIXTURE) == {"fsdp": 2, "expert": 4}
+
+
+def test_a_config_without_a_preset_is_left_alone():
+    config = MeshConfig(fsdp=2, tensor=4)
+    assert resolve_mesh(config, TOY, devices=8, rows=1, row_length=1) is config
+
+
+@pytest.mark.parametrize(
+    ("preset", "cfg", "changes", "message"),
+    [
+        ("moe", TOY, {}, "no layer of the model has experts; use mesh.preset=fsdp"),
+        ("moe", MIXTURE, {"devices": 7}, "must divide the 7 devices .*num_experts=12; use mesh.preset=fsdp"),
+        ("fsdp_tp", TOY, {"devices": 3}, "2, 4 or 8 devices on the tensor axis.*3 devices.*model.num_kv_heads=4"),
+        (
+            "fsdp_tp",
+            TOY,
+            {"rows": 3},
+            r"can have 4 on the tensor axis at most; the other 2 do not divide 3 rows .*use 2 or 4",
+        ),
+        ("long", TOY, {"row_length": 15}, "must divide the 8 devices it may use and data.packing.row_length=15"),
+    ],
+)
+def test_a_preset_that_cannot_be_had_says_which_numbers_would_do(preset, cfg, changes, message):
+    with pytest.raises(ValueError, match=message):
+        sizes_of(MeshConfig(preset=preset), cfg, **changes)
+
+
+def test_every_preset_is_the_name_of_an_axis_of_the_mesh():
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.convert({"preset": "ddp"}, MeshConfig)
+    assert MESH_AXES == ("data", "fsdp", "expert", "sequence", "tensor")
