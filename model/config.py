@@ -250,8 +250,9 @@ class ComputeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations and matrix products. bfloat16 on TPU and GPU; float32 on CPU, where XLA has no fast bfloat16."""
-    remat: Literal["none", "block"] = "none"
-    """`block`: keep only each layer's input for the backward pass and compute the rest again."""
+    remat: Literal["none", "products", "block", "offload"] = "none"
+    """What is computed again in the backward pass, from least to most (`model.remat`). `products`: all but products of
+    weights; `block`: all but each layer's input; `offload`: as `block`, and the inputs wait in the host's memory."""
     scan_unroll: AtLeastOne = 1
     """Repeats of the layer pattern in one iteration of the scan; all of them: longer compile, faster on CPU."""
     unroll_decoding: bool = False

@@ -14,6 +14,7 @@ from model.config import ComputeConfig, LayerKind, ModelConfig, RopeConfig, Stac
 from model.layers import Norm, soft_cap
 from model.moe import RouterSums, add_sums, no_sums
 from model.parallel import AxisRules
+from model.remat import name_input, remat
 from model.rope import depends_on_length, make_rotation
 
 Params = dict[str, Any]
@@ -274,9 +275,9 @@ def _layer_runner(cfg, axes, context: Context, compute: ComputeConfig):
     """A function of a layer's stack, its parameters, the hidden states and its cache."""
 
     def run_layer(stack: Stack, layer_params, x_BTD, cache):
-        return run(Block(cfg, stack.kind, axes), layer_params, x_BTD, context, cache)
+        return run(Block(cfg, stack.kind, axes), layer_params, name_input(x_BTD), context, cache)
 
-    return jax.checkpoint(run_layer, prevent_cse=False, static_argnums=0) if compute.remat == "block" else run_layer
+    return remat(run_layer, compute)
 
 
 def _run_group(cfg, axes, group: tuple[Stack, ...], params, x_BTD, context, caches, compute: ComputeConfig):

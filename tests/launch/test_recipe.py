@@ -97,8 +97,8 @@ def test_overrides_are_typed_by_yaml_and_reach_everywhere(recipe_file):
 
 MISTAKES = [
     ("train.stepz=3", "train.stepz: unknown key (value 3). Did you mean train.steps? Known keys there: b"),
-    ("trian.steps=3", "trian: unknown key (value {'steps': 3}). Did you mean train? Known keys there: che"),
-    ("zzz=1", "zzz: unknown key (value 1). Known keys there: checkpoint, compute, data"),
+    ("trian.steps=3", "trian: unknown key (value {'steps': 3}). Did you mean train? Known keys there: axes, che"),
+    ("zzz=1", "zzz: unknown key (value 1). Known keys there: axes, checkpoint, compute, data"),
     ("train.steps=abc", "train.steps: expected int | null, got str (value 'abc')"),
     ("train.steps=1.5", "train.steps: expected int | null, got float (value 1.5)"),
     ("train.steps=true", "train.steps: expected int | null, got bool (value True)"),
@@ -279,7 +279,7 @@ def test_a_kill_while_writing_leaves_the_recipe_that_was_there(tmp_path, recipe_
 
 
 FREE = [
-    "run.dir=elsewhere", "compute.dtype=bfloat16", "compute.remat=block", "mesh.tensor=2",
+    "run.dir=elsewhere", "compute.dtype=bfloat16", "compute.remat=block", "mesh.tensor=2", "axes.vocab=null",
     "checkpoint.save_every=7",
     "data.workers=2", "data.prefetch=5", "data.root=/data", "data.store=/store", "data.prepare_workers=3",
     "data.changed_plan=refuse", "train.log_every=3", "train.tensorboard=false",
@@ -291,7 +291,7 @@ def test_what_changes_no_result_may_change(tmp_path, recipe_file):
     write_recipe(load_recipe(recipe_file), tmp_path / "recipe.yaml")
     check_same_run(load_recipe(recipe_file, FREE), tmp_path)
     assert {override.split("=")[0].removesuffix(".dtype") for override in FREE} >= set(FREE_TO_CHANGE) - {
-        "compute", "mesh", "checkpoint",
+        "compute", "mesh", "axes", "checkpoint",
     }  # fmt: skip
 
 

@@ -126,6 +126,8 @@ def test_packed_rows_train_like_one_example_a_row(plain, toy_params):
     "how",
     [
         {"remat": "block"},
+        {"remat": "products"},
+        {"remat": "offload", "mesh": (4, 2)},
         {"scan_unroll": TOY.num_layers, "extra_trained": 1},
         {
             "remat": "block",

@@ -279,7 +279,7 @@ def search_where(fitting: dict[str, int]) -> tuple[tuple[str, int], list[tuple[s
     def plan(recipe):
         remat, count = recipe.compute.remat, recipe.train.microbatches
         tried.append((remat, count))
-        return FakePlan(FakeMemory(1000 // count - 10 * (remat == "block")), count >= fitting.get(remat, 99))
+        return FakePlan(FakeMemory(1000 // count - 10 * REMAT_FROM_LEAST.index(remat)), count >= fitting.get(remat, 99))
 
     found = search(decode_recipe(TINY, "tiny"), 2, plan)[0]
     return (found.compute.remat, found.train.microbatches), tried
@@ -289,12 +289,12 @@ def test_the_search_takes_the_least_remat_then_the_fewest_microbatches():
     assert search_where({"none": 4, "block": 1}) == (("none", 4), [("none", 8), ("none", 4), ("none", 2)])
     assert search_where({"none": 1})[0] == ("none", 1)
     assert search_where({"block": 2}) == (
-        ("block", 2), [("none", 8), ("block", 8), ("block", 4), ("block", 2), ("block", 1)],
+        ("block", 2), [("none", 8), ("products", 8), ("block", 8), ("block", 4), ("block", 2), ("block", 1)],
     )  # fmt: skip
 
 
 def test_a_search_without_success_gives_the_smallest_that_was_tried():
-    assert search_where({}) == (("block", 8), [("none", 8), ("block", 8)])
+    assert search_where({}) == (("offload", 8), [(remat, 8) for remat in REMAT_FROM_LEAST])
 
 
 def test_the_search_knows_every_remat_policy():
