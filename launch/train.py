@@ -142,6 +142,10 @@ def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
         microbatches=recipe.train.microbatches,
         loss=recipe.train.loss,
         router=recipe.train.router,
+        freeze=recipe.train.freeze,
+        ema_decay=recipe.train.ema_decay,
+        neftune_alpha=recipe.train.neftune_alpha,
+        seed=recipe.run.seed,
     )
     return TrainJob(
         run_dir=Path(recipe.run.dir),

@@ -1,6 +1,6 @@
 """The decoder and the seam: `init`, `apply`, `abstract`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +19,8 @@ Params = dict[str, Any]
 """Nested dict of arrays, float32 in training. `layers` holds one entry per stack (`model.config.group_layers`), named
 by its first layer; its arrays have a leading dimension over the stack's layers (or, from `unstack`, it is a tuple of
 the layers' trees)."""
+
+Perturb = Callable[[Float[Array, "B T D"]], Float[Array, "B T D"]]
 
 
 class KVCache(NamedTuple):
@@ -102,10 +104,11 @@ def apply_routed(
     *,
     at_BK: Int[Array, "B K"] | None = None,
     compute: ComputeConfig = ComputeConfig(),
+    perturb: Perturb | None = None,
 ) -> tuple[Float[Array, "B _ V"], RouterSums]:
     """What `apply` gives, and the sums over layers and real tokens that router losses are made of."""
     x_BTD, sums = apply_hidden(
-        cfg, axes, params, tokens_BT, segments_BT, positions_BT, at_BK=at_BK, compute=compute
+        cfg, axes, params, tokens_BT, segments_BT, positions_BT, at_BK=at_BK, compute=compute, perturb=perturb
     )  # fmt: skip
     return _logits(cfg, axes, params, x_BTD), sums
 
@@ -120,13 +123,15 @@ def apply_hidden(
     *,
     at_BK: Int[Array, "B K"] | None = None,
     compute: ComputeConfig = ComputeConfig(),
+    perturb: Perturb | None = None,
 ) -> tuple[Float[Array, "B _ D"], RouterSums]:
     """What the head of `apply_routed` is given instead of what it makes: normed hidden states, in compute's dtype.
 
     Their products with `head_weight`, accumulated in float32 and passed through `finish_logits`, are the logits.
+    `perturb` is applied to the embeddings: noise, in training.
     """
     context = _packed_context(cfg, segments_BT, positions_BT)
-    x_BTD = _embed(cfg, axes, params, tokens_BT, compute)
+    x_BTD = _embed(cfg, axes, params, tokens_BT, compute, perturb)
     x_BTD, _, sums = _run_layers(cfg, axes, params, x_BTD, context, None, compute)
     return _last_hidden(cfg, axes, params, x_BTD, at_BK), sums
 
@@ -222,8 +227,9 @@ def count_parameters(params: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _embed(cfg: ModelConfig, axes: AxisRules, params: Params, tokens_BT, compute: ComputeConfig):
+def _embed(cfg, axes, params: Params, tokens_BT, compute: ComputeConfig, perturb: Perturb | None = None):
     x_BTD = run(embedding_of(cfg, axes), params["embedding"], tokens_BT, compute.jax_dtype)
+    x_BTD = perturb(x_BTD) if perturb else x_BTD
     if cfg.embedding_norm:
         x_BTD = run(Norm(cfg, cfg.norm_bias), params["embedding_norm"], x_BTD)
     return x_BTD
