@@ -80,7 +80,7 @@ def each_matrix(tx: optax.GradientTransformation) -> optax.GradientTransformatio
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         leaves, structure = jax.tree.flatten(updates)
 
-        def one(path: str, gradient: jax.Array, old: Any, leaf: jax.Array) -> tuple[jax.Array, Any]:
+        def one(path: str, gradient: Any, old: Any, leaf: Any) -> tuple[jax.Array, Any]:
             new, changed = _over(path, leaf, tx.update, gradient, old, leaf)
             return new.reshape(leaf.shape), changed
 
@@ -91,7 +91,7 @@ def each_matrix(tx: optax.GradientTransformation) -> optax.GradientTransformatio
     return optax.GradientTransformation(init, update)
 
 
-def _over(path: str, leaf: jax.Array, function: Any, *inputs: Any) -> Any:
+def _over(path: str, leaf: Any, function: Any, *inputs: Any) -> Any:
     """The function mapped over the parameter's separate matrices; arrays like the parameter are given as matrices."""
     leaf = jnp.asarray(leaf)
     layout = layout_of(path, leaf.ndim)
@@ -99,8 +99,9 @@ def _over(path: str, leaf: jax.Array, function: Any, *inputs: Any) -> Any:
     for _ in range(layout.separate):
         function = jax.vmap(function)
     out = function(*(x if isinstance(x, tuple) else jnp.reshape(x, shape) for x in inputs))
-    lead = jax.typeof(leaf).sharding.spec[: layout.separate]
-    if not any(lead):
+    sharding = jax.typeof(leaf).sharding
+    if sharding.mesh.empty:
         return out
-    # Experts are spread over devices: so is what belongs to each, even where it is a constant or a count.
+    # What belongs to experts that are spread over devices is spread too, even where it is a constant or a count.
+    lead = sharding.spec[: layout.separate]
     return jax.tree.map(lambda x: jax.reshard(x, jax.P(*lead, *jax.typeof(x).sharding.spec[layout.separate :])), out)
