@@ -5,9 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
+import msgspec
 import optax
 
-from model.transformer import Params
+from model.config import ModelConfig
+from model.parallel import AxisRules
+from model.transformer import Params, abstract
 from train.config import OptimConfig
 from train.matrices import each_matrix, is_hidden_matrix, is_matrix
 from train.muon import scale_by_muon
@@ -124,6 +127,13 @@ _OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "muon": _muon,
 }
 """What makes a gradient an update before decay and learning rate, from the options that `train.config` lists for it."""
+
+
+def check_patterns(config: OptimConfig, freeze: Sequence[str], cfg: ModelConfig) -> None:
+    """Raises ValueError for a pattern over parameters that matches none of this model's; nothing large is made."""
+    whole = AxisRules(**dict.fromkeys(AxisRules.__struct_fields__))
+    params = abstract(msgspec.structs.replace(cfg, vocab_size=cfg.vocab_size or 1), whole)
+    _decay_mask(config, split_frozen(params, freeze)[0])
 
 
 def _decay_mask(config: OptimConfig, params: Any) -> Any:
