@@ -84,6 +84,7 @@ def describe_optimizer(job: TrainJob) -> str:
     frozen = f"{1 - trained / total:.1%} of {total:,} parameters frozen" if spec.freeze else f"{total:,} parameters"
     average = f"; average of parameters with decay {spec.ema_decay:g}" if spec.ema_decay is not None else ""
     noise = f"; NEFTune noise, alpha {spec.neftune_alpha:g}" if spec.neftune_alpha is not None else ""
+    noise += f"; dropout {spec.dropout:g}" if spec.dropout else ""
     return (
         f"optimizer: {optim.name} ({options}){decay}; learning rate {optim.learning_rate:g}, {optim.lr_scheduler_type}"
         f"{warmup}; {frozen}{average}{noise}"

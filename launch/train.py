@@ -147,6 +147,7 @@ def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
         freeze=recipe.train.freeze,
         ema_decay=recipe.train.ema_decay,
         neftune_alpha=recipe.train.neftune_alpha,
+        dropout=recipe.train.dropout,
         seed=recipe.run.seed,
     )
     return TrainJob(

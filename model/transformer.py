@@ -20,7 +20,13 @@ Params = dict[str, Any]
 by its first layer; its arrays have a leading dimension over the stack's layers (or, from `unstack`, it is a tuple of
 the layers' trees)."""
 
-Perturb = Callable[[Float[Array, "B T D"]], Float[Array, "B T D"]]
+
+class Noise(NamedTuple):
+    """What training does to a forward pass: functions of the embeddings, and of what each branch of a layer adds."""
+
+    embeddings: Callable[[Array], Array]
+    branches: Callable[[Array, Array, int], Array] | None
+    """See `Context.disturb`."""
 
 
 class KVCache(NamedTuple):
@@ -104,11 +110,11 @@ def apply_routed(
     *,
     at_BK: Int[Array, "B K"] | None = None,
     compute: ComputeConfig = ComputeConfig(),
-    perturb: Perturb | None = None,
+    noise: Noise | None = None,
 ) -> tuple[Float[Array, "B _ V"], RouterSums]:
     """What `apply` gives, and the sums over layers and real tokens that router losses are made of."""
     x_BTD, sums = apply_hidden(
-        cfg, axes, params, tokens_BT, segments_BT, positions_BT, at_BK=at_BK, compute=compute, perturb=perturb
+        cfg, axes, params, tokens_BT, segments_BT, positions_BT, at_BK=at_BK, compute=compute, noise=noise
     )  # fmt: skip
     return _logits(cfg, axes, params, x_BTD), sums
 
@@ -123,15 +129,16 @@ def apply_hidden(
     *,
     at_BK: Int[Array, "B K"] | None = None,
     compute: ComputeConfig = ComputeConfig(),
-    perturb: Perturb | None = None,
+    noise: Noise | None = None,
 ) -> tuple[Float[Array, "B _ D"], RouterSums]:
     """What the head of `apply_routed` is given instead of what it makes: normed hidden states, in compute's dtype.
 
     Their products with `head_weight`, accumulated in float32 and passed through `finish_logits`, are the logits.
-    `perturb` is applied to the embeddings: noise, in training.
+    `noise`: in training only.
     """
     context = _packed_context(cfg, segments_BT, positions_BT)
-    x_BTD = _embed(cfg, axes, params, tokens_BT, compute, perturb)
+    context = context._replace(disturb=noise.branches) if noise else context
+    x_BTD = _embed(cfg, axes, params, tokens_BT, compute, noise)
     x_BTD, _, sums = _run_layers(cfg, axes, params, x_BTD, context, None, compute)
     return _last_hidden(cfg, axes, params, x_BTD, at_BK), sums
 
@@ -227,9 +234,9 @@ def count_parameters(params: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _embed(cfg, axes, params: Params, tokens_BT, compute: ComputeConfig, perturb: Perturb | None = None):
+def _embed(cfg, axes, params: Params, tokens_BT, compute: ComputeConfig, noise: Noise | None = None):
     x_BTD = run(embedding_of(cfg, axes), params["embedding"], tokens_BT, compute.jax_dtype)
-    x_BTD = perturb(x_BTD) if perturb else x_BTD
+    x_BTD = noise.embeddings(x_BTD) if noise else x_BTD
     if cfg.embedding_norm:
         x_BTD = run(Norm(cfg, cfg.norm_bias), params["embedding_norm"], x_BTD)
     return x_BTD
@@ -286,7 +293,6 @@ def _layer_runner(cfg, axes, context: Context, compute: ComputeConfig):
 
 def _run_group(cfg, axes, group: tuple[Stack, ...], params, x_BTD, context, caches, compute: ComputeConfig):
     """A group's stacks taking turns, as one scan over their turns."""
-    run_layer = _layer_runner(cfg, axes, context, compute)
 
     def take_turn(carry, turn):
         x_BTD, caches = carry
@@ -294,6 +300,7 @@ def _run_group(cfg, axes, group: tuple[Stack, ...], params, x_BTD, context, cach
         sums = no_sums(cfg)
         for stack in group:
             cache = None if caches is None else caches[stack.name].at_layer(index)
+            run_layer = _layer_runner(cfg, axes, context._replace(layer=stack.first + stack.stride * index), compute)
             x_BTD, cache, layer_sums = run_layer(stack, turn_params[stack.name], x_BTD, cache)
             if caches is not None:
                 caches = {**caches, stack.name: caches[stack.name].with_layer(index, cache)}

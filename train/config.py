@@ -183,6 +183,10 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     neftune_alpha: Positive | None = None
     """Noise on the embeddings, in training only: uniform within alpha / sqrt(tokens of the example x model.dim). 5 to
     15 in its source: arXiv:2310.05914. The logged loss is that of the noisy model. None: no noise."""
+    dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    """Share of the entries of embeddings, and of what attention and MLP add to the residual stream, that is set to 0 in
+    training, the others scaled up: `embd_pdrop` and `resid_pdrop` of a config.json, which are never taken from there.
+    Source: arXiv:1207.0580."""
     log_every: AtLeastOne = 10
     """Steps between per-language records and lines of a log that is not a terminal."""
     tensorboard: bool = True

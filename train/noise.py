@@ -1,10 +1,9 @@
-"""NEFTune: noise on the embeddings of training rows. Source: arXiv:2310.05914.
+"""Noise of training rows: NEFTune's on embeddings, and dropout.
 
 The noise of a row comes from the run's seed, the step and the row's place in the global batch, so that it is the same
 on any mesh, in any microbatch and on any number of hosts.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,6 +12,10 @@ from jaxtyping import Array, Float, Int, Key
 
 PURPOSE = 0x6E656674
 """Folded into the seed's key, which parameters are drawn from too."""
+
+
+NEFTUNE, EMBEDDINGS = 0, 1
+"""Places in the model that draw; two of each layer follow."""
 
 
 class NoiseRows(NamedTuple):
@@ -29,23 +32,31 @@ def noise_rows(seed: int, step: Int[Array, ""], *, like: Int[Array, "B T"]) -> N
     return NoiseRows(key, jax.lax.broadcasted_iota(jnp.int32, (like.shape[0], 1), 0, out_sharding=spec))
 
 
-def embedding_noise(
-    alpha: float, noise: NoiseRows, segments_BT: Int[Array, "B T"], *, scale: float = 1.0
-) -> Callable[[Float[Array, "B T D"]], Float[Array, "B T D"]]:
-    """A function that adds uniform(-1, 1) x alpha / sqrt(L x D) x scale to embeddings; none at padding.
+def add_noise(
+    x_BTD: Float[Array, "B T D"], alpha: float, noise: NoiseRows, segments_BT: Int[Array, "B T"], *, scale: float = 1.0
+) -> Float[Array, "B T D"]:
+    """Embeddings with uniform(-1, 1) x alpha / sqrt(L x D) x scale added; nothing at padding. arXiv:2310.05914.
 
     L is the tokens of the position's own example, not of its row, so that a packed example is disturbed as much as one
     alone: the norm of an example's noise is alpha / sqrt(3) whatever its length. `scale`: what embeddings were
     multiplied by.
     """
+    is_same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
+    length_BT = jnp.sum(is_same_BTT, axis=-1).astype(jnp.float32)
+    factor_BT = jnp.where(segments_BT > 0, alpha * scale / jnp.sqrt(length_BT * x_BTD.shape[-1]), 0.0)
+    drawn_BTD = 2 * _draw(noise, NEFTUNE, x_BTD.shape[1:]) - 1
+    return x_BTD + (drawn_BTD * factor_BT[..., None]).astype(x_BTD.dtype)
 
-    def add(x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-        def draw(row_1: Int[Array, "1"]) -> Float[Array, "T D"]:
-            return jax.random.uniform(jax.random.fold_in(noise.key, row_1[0]), x_BTD.shape[1:], minval=-1.0)
 
-        is_same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
-        length_BT = jnp.sum(is_same_BTT, axis=-1).astype(jnp.float32)
-        factor_BT = jnp.where(segments_BT > 0, alpha * scale / jnp.sqrt(length_BT * x_BTD.shape[-1]), 0.0)
-        return x_BTD + (jax.vmap(draw)(noise.rows_B1) * factor_BT[..., None]).astype(x_BTD.dtype)
+def drop_entries(
+    x_BTD: Float[Array, "B T D"], rate: float, noise: NoiseRows, place: int | Int[Array, ""]
+) -> Float[Array, "B T D"]:
+    """Zero where chance has it, at this rate, and x / (1 - rate) elsewhere. Every place in the model draws anew."""
+    is_kept_BTD = _draw(noise, place, x_BTD.shape[1:]) >= rate
+    return jnp.where(is_kept_BTD, x_BTD / (1 - rate), jnp.zeros_like(x_BTD))
 
-    return add
+
+def _draw(noise: NoiseRows, place: int | Int[Array, ""], shape: tuple[int, ...]) -> Float[Array, "B T D"]:
+    """Uniform in [0, 1) for each row."""
+    key = jax.random.fold_in(noise.key, place)
+    return jax.vmap(lambda row_1: jax.random.uniform(jax.random.fold_in(key, row_1[0]), shape))(noise.rows_B1)

@@ -23,7 +23,7 @@ from train.loss import (
     sums_by_language,
     trained_positions,
 )
-from train.noise import NoiseRows, embedding_noise, noise_rows
+from train.noise import EMBEDDINGS, NoiseRows, add_noise, drop_entries, noise_rows
 from train.paths import overlay, split_frozen
 from train.state import TrainState, next_ema
 
@@ -45,9 +45,10 @@ class StepSpec:
     loss: LossConfig = DEFAULT_LOSS
     router: RouterLossConfig = NO_ROUTER_LOSS
     freeze: tuple[str, ...] = ()
-    """These three: see `TrainConfig`."""
+    """These four: see `TrainConfig`."""
     ema_decay: float | None = None
     neftune_alpha: float | None = None
+    dropout: float = 0.0
     seed: int = 0
     """Of the noise."""
 
@@ -57,6 +58,11 @@ class StepSpec:
                 f"train.router gives load_balance_weight={self.router.load_balance_weight:g} and z_loss_weight="
                 f"{self.router.z_loss_weight:g}, but no layer of the model has experts; leave train.router out"
             )
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether a step's forward pass is disturbed."""
+        return self.neftune_alpha is not None or self.dropout > 0
 
     @property
     def has_experts(self) -> bool:
@@ -86,7 +92,7 @@ class StepMetrics(NamedTuple):
 def loss_sums(spec: StepSpec, params: transformer.Params, batch: Batch, noise: NoiseRows | None = None) -> LossSums:
     """The loss of a batch (or microbatch) as sums by language, with logits made at trained positions only.
 
-    Both heads give the same: see `LossConfig`. `noise`: for a spec with `neftune_alpha`.
+    Both heads give the same: see `LossConfig`. `noise`: in training, for a spec that is noisy.
     """
     at_BK = trained_positions(jnp.asarray(batch.loss_weight_BT), spec.most_trained)
     inputs = (jnp.asarray(field_BT) for field_BT in (batch.tokens_BT, batch.segments_BT, batch.positions_BT))
@@ -95,9 +101,8 @@ def loss_sums(spec: StepSpec, params: transformer.Params, batch: Batch, noise: N
         for field_BT in (batch.targets_BT, batch.loss_weight_BT, batch.language_BT)
     )
     model, how = (spec.model, spec.axes, params), {"at_BK": at_BK, "compute": spec.compute}
-    if noise is not None and spec.neftune_alpha is not None:
-        segments_BT, scale = jnp.asarray(batch.segments_BT), spec.model.embedding_scale
-        how["perturb"] = embedding_noise(spec.neftune_alpha, noise, segments_BT, scale=scale)
+    if noise is not None:
+        how["noise"] = _make_noise(spec, noise, jnp.asarray(batch.segments_BT))
     if spec.loss.head == "full":
         logits_BKV, router = transformer.apply_routed(*model, *inputs, **how)
         losses = full_losses(spec.loss, logits_BKV, targets_BK, weight_BK, vocab_size=spec.model.vocab_size)
@@ -107,6 +112,18 @@ def loss_sums(spec: StepSpec, params: transformer.Params, batch: Batch, noise: N
         losses = chunked_losses(spec.loss, spec.model, x_BKD, weight, targets_BK, weight_BK)
     sums = sums_by_language(losses.loss_BK, weight_BK, language_BK, spec.num_languages)
     return sums._replace(router=router if spec.has_experts else None, objective=losses.objective)
+
+
+def _make_noise(spec: StepSpec, noise: NoiseRows, segments_BT: Int[Array, "B T"]) -> transformer.Noise:
+    def disturb_embeddings(x_BTD: Array) -> Array:
+        if spec.neftune_alpha is not None:
+            x_BTD = add_noise(x_BTD, spec.neftune_alpha, noise, segments_BT, scale=spec.model.embedding_scale)
+        return drop_entries(x_BTD, spec.dropout, noise, EMBEDDINGS) if spec.dropout else x_BTD
+
+    def disturb_branch(x_BTD: Array, layer: Array, branch: int) -> Array:
+        return drop_entries(x_BTD, spec.dropout, noise, EMBEDDINGS + 1 + 2 * layer + branch)
+
+    return transformer.Noise(disturb_embeddings, disturb_branch if spec.dropout else None)
 
 
 def mean_gradient(
@@ -119,7 +136,7 @@ def mean_gradient(
     denominators, but all are known before any gradient: what each part adds is exact, and one division ends it.
     """
     whole = Part(batch, None)
-    if spec.neftune_alpha is not None:
+    if spec.is_noisy:
         assert step is not None, "noise differs from step to step"
         whole = Part(batch, noise_rows(spec.seed, step, like=jnp.asarray(batch.tokens_BT)))
     parts = split_batch(whole, spec.microbatches) if spec.microbatches > 1 else None

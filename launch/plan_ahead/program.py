@@ -90,6 +90,7 @@ def make_step(recipe: Recipe, cfg: ModelConfig, *, trained_share: float) -> Abst
         freeze=recipe.train.freeze,
         ema_decay=recipe.train.ema_decay,
         neftune_alpha=recipe.train.neftune_alpha,
+        dropout=recipe.train.dropout,
     )
     # How long the run is changes numbers in the schedule, no shape.
     tx = make_optimizer(recipe.optim, recipe.train.steps or _few_steps(recipe.optim), freeze=spec.freeze)

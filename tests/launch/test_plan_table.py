@@ -170,10 +170,10 @@ def test_the_plan_names_optimizer_schedule_frozen_share_and_average():
     assert "optimizer: adamw (b1 0.9, b2 0.95, eps 0.001, mu_dtype float32), weight decay 0.1 on matrices" in text
     assert "learning rate 0.01, cosine after 2 steps of warm-up; 5,968 parameters" in text
     optim = OptimConfig(name="lion", learning_rate=1e-4, lr_scheduler_type="constant", mu_dtype="bfloat16")
-    step = {"freeze": ("embedding/*", "*/scale"), "ema_decay": 0.99, "neftune_alpha": 5.0}
+    step = {"freeze": ("embedding/*", "*/scale"), "ema_decay": 0.99, "neftune_alpha": 5.0, "dropout": 0.1}
     text = " ".join(print_text(CELLS, optim=optim, step=step).split())
     assert "optimizer: lion (b1 0.9, b2 0.99, mu_dtype bfloat16); learning rate 0.0001, constant; " in text
     assert (
         f"{(32 * 16 + 5 * 16) / 5968:.1%} of 5,968 parameters frozen; average of parameters with decay 0.99; " in text
     )
-    assert text.endswith("NEFTune noise, alpha 5")
+    assert text.endswith("NEFTune noise, alpha 5; dropout 0.1")

@@ -110,7 +110,7 @@ MISTAKES = [
     ("optim.learning_rate=.nan", "optim.learning_rate: nan is not a finite number; give one"),
     ("compute.dtype=fp16", "compute.dtype: 'fp16' is not one of bfloat16, float32. Did you mean 'bfloat16'?"),
     ("optim.lr_scheduler_type=cosin",
-     "optim.lr_scheduler_type: 'cosin' is not one of constant, cosine, linear. Did you mean 'cosine'?"),
+     "optim.lr_scheduler_type: 'cosin' is not one of constant, cosine, inverse_sqrt, linear, "),
     ("data.sources.0.kind=clr", "data.sources.0.kind: 'clr' is not one of cldr, files, procedural. "
      "Did you mean 'cldr'?"),
     ("data.sources.0.fcts=3",

@@ -29,11 +29,11 @@ from toy import (
 
 from model.checkpoint import CheckpointError, find_checkpoint, load_params
 from model.config import ComputeConfig
-from model.transformer import abstract
+from model.transformer import Noise, abstract, apply_hidden
 from train.checkpoint import restore_newest
 from train.config import CheckpointConfig, OptimConfig, TrainConfig
 from train.loop import TrainJob, put_batch, run_training
-from train.noise import embedding_noise, noise_rows
+from train.noise import add_noise, drop_entries, noise_rows
 from train.optim import make_optimizer
 from train.paths import list_paths, overlay, restrict, split_frozen
 from train.state import abstract_state, with_ema
@@ -47,6 +47,9 @@ SPEC = StepSpec(
     model=TOY, axes=AXES, compute=ComputeConfig(), num_languages=len(LANGUAGES),
     most_trained=max(map(most_trained, BATCHES)), seed=3,
 )  # fmt: skip
+
+
+NOISY = dataclasses.replace(SPEC, neftune_alpha=ALPHA, dropout=0.1)
 
 
 def move_all(before, after):
@@ -109,9 +112,10 @@ def test_the_average_starts_as_the_parameters_and_follows_them(frozen_run):
 
 
 def test_mesh_and_microbatches_change_no_frozen_averaged_noisy_step(toy_params):
-    spec = dataclasses.replace(SPEC, freeze=FREEZE[:1], ema_decay=0.75, neftune_alpha=ALPHA)
+    spec = dataclasses.replace(NOISY, freeze=FREEZE[:1], ema_decay=0.75)
     wanted, wanted_metrics = run_steps(toy_params, spec, steps=2)
-    given, metrics = run_steps(toy_params, dataclasses.replace(spec, microbatches=4), mesh=(2, 4), steps=2)
+    spec = dataclasses.replace(spec, microbatches=4, compute=ComputeConfig(remat="block"))
+    given, metrics = run_steps(toy_params, spec, mesh=(2, 4), steps=2)
     assert_close_trees((given[-1].params, given[-1].ema, metrics), (wanted[-1].params, wanted[-1].ema, wanted_metrics))
 
 
@@ -141,7 +145,7 @@ def test_split_trees_overlay_to_what_they_were(toy_params):
 def noise_of(batch, dim=64, *, alpha=ALPHA, step=0, scale=1.0):
     noise = noise_rows(0, jnp.int32(step), like=jnp.asarray(batch.tokens_BT))
     zeros_BTD = jnp.zeros((*batch.tokens_BT.shape, dim))
-    return np.asarray(embedding_noise(alpha, noise, jnp.asarray(batch.segments_BT), scale=scale)(zeros_BTD))
+    return np.asarray(add_noise(zeros_BTD, alpha, noise, jnp.asarray(batch.segments_BT), scale=scale))
 
 
 def test_noise_is_scaled_by_the_example_s_own_length_not_by_the_padded_row_s(one_device):
@@ -167,20 +171,45 @@ def test_noise_differs_between_steps_and_rows_and_follows_the_embeddings_scale(o
 
 def test_there_is_noise_in_training_and_none_where_a_loss_is_only_looked_at(toy_params, one_device):
     """A peer's hook on the embedding stayed on in evaluation. Here noise is an argument, and only the step gives it."""
-    noisy = dataclasses.replace(SPEC, neftune_alpha=ALPHA)
-    params, batch = jax.tree.map(jnp.asarray, (toy_params, BATCHES[0]))
+    params, batch = jax.tree.map(jnp.asarray, toy_params), put_batch(BATCHES[0], AXES.spec("batch", None))
     quiet = jax.jit(functools.partial(loss_sums, SPEC))(params, batch)
-    np.testing.assert_array_equal(jax.jit(functools.partial(loss_sums, noisy))(params, batch).loss_R, quiet.loss_R)
-    trained = jax.jit(functools.partial(mean_gradient, noisy))(params, batch, jnp.int32(0))[1]
+    np.testing.assert_array_equal(jax.jit(functools.partial(loss_sums, NOISY))(params, batch).loss_R, quiet.loss_R)
+    trained = jax.jit(functools.partial(mean_gradient, NOISY))(params, batch, jnp.int32(0))[1]
     assert np.all(np.abs(trained.loss_R - quiet.loss_R)[1:] > 1e-3)
+
+
+def test_dropout_zeroes_its_share_of_entries_and_keeps_the_mean(one_device):
+    rows = noise_rows(0, jnp.int32(0), like=jnp.zeros((4, 2), jnp.int32))
+    ones_BTD = jnp.ones((4, 50, 40))
+    dropped = [np.asarray(drop_entries(ones_BTD, 0.25, rows, place)) for place in (1, 2)]
+    for each in dropped:
+        np.testing.assert_allclose(np.unique(each), [0, 4 / 3], rtol=1e-6)
+        np.testing.assert_allclose((each == 0).mean(axis=(1, 2)), np.full(4, 0.25), atol=0.04)
+    agree = (dropped[0] == dropped[1]).mean()
+    assert abs(agree - (0.75**2 + 0.25**2)) < 0.03
+
+
+def test_every_layer_s_branches_and_the_embeddings_drop_out_by_themselves(toy_params, one_device):
+    """The places asked for, seen through the model: one embedding, attention and MLP of both layers, none twice."""
+    places = []
+
+    def count(x_BTD, layer, branch):
+        jax.debug.callback(lambda layer: places.append((int(layer), branch)), layer)
+        return x_BTD
+
+    noise = Noise(lambda x_BTD: x_BTD, count)
+    batch = BATCHES[0]
+    inputs = (jnp.asarray(x_BT) for x_BT in (batch.tokens_BT, batch.segments_BT, batch.positions_BT))
+    jax.jit(functools.partial(apply_hidden, TOY, AXES, noise=noise))(toy_params, *inputs)
+    jax.effects_barrier()
+    assert sorted(places) == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 def run_job(run_dir, *, stop_at=None):
     """Six steps of a job with everything on, or fewer: told to stop once a step has been shown."""
     train = TrainConfig(steps=6, batch_rows=ROWS, log_every=5, tensorboard=False)
     job = TrainJob(
-        run_dir=run_dir, spec=dataclasses.replace(SPEC, freeze=FREEZE[:1], ema_decay=0.75, neftune_alpha=ALPHA),
-        optim=MUON,
+        run_dir=run_dir, spec=dataclasses.replace(NOISY, freeze=FREEZE[:1], ema_decay=0.75), optim=MUON,
         train=train, checkpoint=CheckpointConfig(save_every=100), seed=0, languages=LANGUAGES, plan_hash="plan",
         most_trained_S=(SPEC.most_trained,) * 6, meta={"model": msgspec.to_builtins(TOY)},
     )  # fmt: skip
