@@ -4,6 +4,7 @@ from typing import Annotated
 
 import msgspec
 
+from model.checkpoint import Weights
 from model.config import ComputeConfig
 from model.parallel import MeshConfig
 
@@ -22,8 +23,10 @@ class EvalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     tasks: tuple[str, ...]
     """Names of shipped tasks, or paths of task files ending in .yaml."""
     output: str | None = None
-    """Folder for results.json and samples_TASK.jsonl. None: `RUN/eval/STEP`; `FOLDER/eval/0` for a Hugging Face
-    folder."""
+    """Folder for results.json and samples_TASK.jsonl. None: `RUN/eval/STEP`, with `-ema` for those weights;
+    `FOLDER/eval/0` for a Hugging Face folder."""
+    weights: Weights = "params"
+    """Of a run: its last parameters, or their average (`train.ema_decay`)."""
     template: str | None = None
     """Chat template instead of the one that came with the model: a shipped name or a file."""
     data_root: str = "."

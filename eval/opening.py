@@ -12,7 +12,7 @@ from data.chat import ChatTemplate, list_templates, load_chat, load_saved_chat
 from data.tokenizer import Tokenizer, fits_vocabulary, load_tokenizer
 from eval.config import EvalError
 from eval.engine import Model
-from model.checkpoint import CheckpointPath, find_checkpoint, load_params, read_meta
+from model.checkpoint import CheckpointPath, Weights, check_weights, find_checkpoint, load_params, read_meta
 from model.config import ComputeConfig, ModelConfig
 from model.hf.hub import HubModel, is_hub_folder, open_hub, stop_ids_of
 from model.parallel import ANSWERING, AxisRules, check_divisible, padding_for, sharded_sizes
@@ -26,7 +26,6 @@ class OpenModel(NamedTuple):
     """A model whose files have been looked at and whose parameters have not been loaded."""
 
     run_dir: Path
-    """Where results go by default."""
     step: int
     cfg: ModelConfig
     meta: dict[str, Any]
@@ -39,6 +38,12 @@ class OpenModel(NamedTuple):
     """Parameters of this config, its own but for vocabulary padding, on the mesh in use."""
     is_padded_freely: bool
     """Whether vocabulary padding may follow the mesh."""
+    weights: Weights = "params"
+
+    @property
+    def results_dir(self) -> Path:
+        """Where results of these weights go by default."""
+        return self.run_dir / "eval" / (f"{self.step}" if self.weights == "params" else f"{self.step}-{self.weights}")
 
     @property
     def recipe(self) -> dict[str, Any] | None:
@@ -60,13 +65,18 @@ class OpenModel(NamedTuple):
         return self.chat
 
 
-def open_model(path: str | Path, *, template: str | None = None) -> OpenModel:
+def open_model(path: str | Path, *, template: str | None = None, weights: Weights = "params") -> OpenModel:
     """The model at a run directory (newest step), `RUN/checkpoints/STEP` or a Hugging Face folder.
 
-    `template` replaces the chat template that came with it. Raises CheckpointError, FamilyError, TensorError, DataError
-    or EvalError for one that is missing, damaged or not understood.
+    `template` replaces the chat template that came with it; `weights` chooses among a checkpoint's. Raises
+    CheckpointError, FamilyError, TensorError, DataError or EvalError for one that is missing, damaged or not
+    understood.
     """
-    return _open_hub(Path(path), template) if is_hub_folder(path) else _open_checkpoint(path, template)
+    if not is_hub_folder(path):
+        return _open_checkpoint(path, template, weights)
+    if weights != "params":
+        raise EvalError(f"{path} is a Hugging Face folder, it holds one set of weights; leave out --weights {weights}")
+    return _open_hub(Path(path), template)
 
 
 def load_model(opened: OpenModel, compute: ComputeConfig) -> Model:
@@ -116,8 +126,9 @@ def load_matching_chat(checkpoint: CheckpointPath, meta: dict[str, Any], tokeniz
     return chat
 
 
-def _open_checkpoint(path: str | Path, template: str | None) -> OpenModel:
+def _open_checkpoint(path: str | Path, template: str | None, weights: Weights) -> OpenModel:
     found = find_checkpoint(path)
+    check_weights(found.path, weights)
     meta = read_meta(found)
     tokenizer = load_matching_tokenizer(found, meta)
     if template is None:
@@ -126,12 +137,13 @@ def _open_checkpoint(path: str | Path, template: str | None) -> OpenModel:
         chat = load_chat(tokenizer, template, extra_stop_ids=meta.get("stop_ids", ()))
 
     def load(cfg: ModelConfig, axes: AxisRules) -> Params:
-        return load_params(found, with_dtype(abstract(cfg, axes), meta.get("dtype", "float32")))
+        return load_params(found, with_dtype(abstract(cfg, axes), meta.get("dtype", "float32")), weights=weights)
 
     cfg = msgspec.convert(meta["model"], ModelConfig)
     return OpenModel(
-        found.run_dir, found.step, cfg, meta, tokenizer, chat, meta["row_length"], load, is_padded_freely=False
-    )
+        found.run_dir, found.step, cfg, meta, tokenizer, chat, meta["row_length"], load, is_padded_freely=False,
+        weights=weights,
+    )  # fmt: skip
 
 
 def _open_hub(path: Path, template: str | None) -> OpenModel:

@@ -133,7 +133,7 @@ def _identify(built: Mapping[str, Any]) -> tuple[Any, ...]:
     """What two evaluations share if and only if they are of the same checkpoint."""
     config = built.get("config", {})
     return (
-        *(config.get(key) for key in ("checkpoint", "step", "compute")),
+        *(config.get(key) for key in ("checkpoint", "weights", "step", "compute")),
         *(built.get(key) for key in ("tokenizer_hash", "chat_template_sha")),
     )
 

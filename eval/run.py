@@ -38,7 +38,7 @@ def run_eval(config: EvalConfig, *, console: Console | None = None) -> dict[str,
     started = time.perf_counter()
     console = Console() if console is None else console
     named = _load_tasks(config.tasks)
-    opened = open_model(config.checkpoint, template=config.template)
+    opened = open_model(config.checkpoint, template=config.template, weights=config.weights)
     chat = opened.need_chat()
     tasks = [follow_recipe(task, opened.recipe) if opened.recipe else task for task in named]
     documents = [_load_task_documents(task, config) for task in tasks]
@@ -47,7 +47,7 @@ def run_eval(config: EvalConfig, *, console: Console | None = None) -> dict[str,
         ask_task(task, chosen, chat=chat, max_length=limits.max_length)
         for task, (chosen, _) in zip(tasks, documents, strict=True)
     ]
-    folder = Path(config.output) if config.output else opened.run_dir / "eval" / str(opened.step)
+    folder = Path(config.output) if config.output else opened.results_dir
     read_results(folder)  # A damaged one is refused now, not after the first task.
     built: dict[str, Any] = {}
     with jax.set_mesh(make_mesh(config.mesh)):
@@ -78,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", help="folder for results.json (default: RUN/eval/STEP)")
     parser.add_argument("--data-root", help="folder that the tasks' files are under (default: here)")
     parser.add_argument("--template", help="chat template: a shipped name or a file (default: the model's own)")
+    parser.add_argument("--weights", help="params, or ema: their average (default: params)")
     parser.add_argument("--limit", help="at most this many documents per language")
     parser.add_argument("--max-length", help="longest input in tokens (default: the training row length)")
     parser.add_argument("--batch-tokens", help="positions computed at once")
@@ -137,6 +138,7 @@ def _list_facts(config: EvalConfig, opened: OpenModel, limits: Limits, seconds: 
             "model": "polytune",
             "step": opened.step,
             "checkpoint": f"{opened.run_dir.resolve().name}/{opened.step}",
+            "weights": config.weights,
             "mesh": msgspec.to_builtins(config.mesh),
             "devices": jax.device_count(),
             "platform": jax.default_backend(),

@@ -12,6 +12,7 @@ from eval.engine import Model
 from eval.opening import load_model, open_model
 from launch.answering import Answer, AnswerConfig, answer_rows, prepare_to_decode
 from launch.runtime import set_up_process
+from model.checkpoint import Weights
 from model.config import ComputeConfig
 from model.parallel import MeshConfig, make_mesh
 
@@ -25,12 +26,13 @@ def run_chat(
     system: str | None,
     template: str | None,
     compute: ComputeConfig,
+    weights: Weights = "params",
     console: Console,
     ask: Callable[[str], str] = input,
 ) -> int:
     """Talks until the input ends. Raises what opening the model raises."""
     set_up_process()
-    opened = open_model(path, template=template)
+    opened = open_model(path, template=template, weights=weights)
     chat = opened.need_chat()
     config = config._replace(stop_ids=(*config.stop_ids, *opened.stop_ids))
     with jax.set_mesh(make_mesh(MeshConfig(fsdp=1), devices=jax.devices()[:1])):

@@ -111,6 +111,7 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("checkpoint", help=MODEL)
     export.add_argument("out", help="the folder to write")
     export.add_argument("--dtype", choices=DTYPES, help="of the tensors (default: as they came, else float32)")
+    _add_weights(export)
     export.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a file, e.g. 500MB (default: 5GB)")
     report = add("report", "Write RUN/report.html: one file, no network.")
     report.add_argument("run_dir")
@@ -122,6 +123,7 @@ def make_parser() -> argparse.ArgumentParser:
 def _add_eval(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", help=MODEL)
     parser.add_argument("--template", help="chat template: a shipped name or a file (default: the model's own)")
+    _add_weights(parser)
     parser.add_argument("--tasks", required=True, help="names of tasks or task files, with commas")
     parser.add_argument("--output", metavar="DIR", help="where to write (default: RUN/eval/STEP)")
     parser.add_argument("--data-root", default=".", help="folder that the tasks' files are relative to")
@@ -180,6 +182,7 @@ def _add_data_stats(parser: argparse.ArgumentParser) -> None:
 
 def _add_answering(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> None:
     parser.add_argument("checkpoint", help=MODEL)
+    _add_weights(parser)
     parser.add_argument("--system", help="a system message to begin with")
     parser.add_argument("--template", help="chat template: a shipped name or a file (default: the model's own)")
     parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens)
@@ -191,6 +194,13 @@ def _add_answering(parser: argparse.ArgumentParser, *, max_new_tokens: int) -> N
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
     parser.add_argument("--seed", type=int, default=0)
     _add_compute(parser)
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights", choices=("params", "ema"), default="params",
+        help="of a run: its last parameters, or their average (train.ema_decay)",
+    )  # fmt: skip
 
 
 def _add_compute(parser: argparse.ArgumentParser) -> None:
@@ -270,6 +280,7 @@ def _eval(options: argparse.Namespace, console: Console) -> int:
         "batch_tokens": options.batch_tokens,
         "mesh": {"fsdp": options.fsdp, "expert": options.expert, "tensor": options.tensor},
         "template": options.template,
+        "weights": options.weights,
         "compute": {"dtype": options.compute},
     }
     config = msgspec.convert(fields, EvalConfig)
@@ -301,7 +312,8 @@ def _generate(options: argparse.Namespace, console: Console) -> int:
 
     return run_generate(
         options.checkpoint, options.prompt, _read_answering(options), system=options.system,
-        template=options.template, compute=ComputeConfig(dtype=options.compute), console=console,
+        template=options.template, compute=ComputeConfig(dtype=options.compute), weights=options.weights,
+        console=console,
     )  # fmt: skip
 
 
@@ -311,7 +323,7 @@ def _chat(options: argparse.Namespace, console: Console) -> int:
 
     return run_chat(
         options.checkpoint, _read_answering(options), system=options.system, template=options.template,
-        compute=ComputeConfig(dtype=options.compute), console=console,
+        compute=ComputeConfig(dtype=options.compute), weights=options.weights, console=console,
     )  # fmt: skip
 
 
@@ -339,8 +351,9 @@ def _export(options: argparse.Namespace, console: Console) -> int:
     from launch.interchange import run_export
 
     return run_export(
-        options.checkpoint, options.out, dtype=options.dtype, max_shard_size=options.max_shard_size, console=console
-    )
+        options.checkpoint, options.out, dtype=options.dtype, max_shard_size=options.max_shard_size,
+        weights=options.weights, console=console,
+    )  # fmt: skip
 
 
 def _report(options: argparse.Namespace, console: Console) -> int:

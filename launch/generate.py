@@ -10,6 +10,7 @@ from data.schema import Turn
 from eval.opening import load_model, open_model
 from launch.answering import Answer, AnswerConfig, answer_rows, prepare_to_decode
 from launch.runtime import set_up_process
+from model.checkpoint import Weights
 from model.config import ComputeConfig
 from model.parallel import MeshConfig, make_mesh
 
@@ -22,11 +23,12 @@ def run_generate(
     system: str | None,
     template: str | None,
     compute: ComputeConfig,
+    weights: Weights = "params",
     console: Console,
 ) -> int:
     """Prints an answer to each prompt."""
     set_up_process()
-    answers = answer_prompts(path, prompts, config, system=system, template=template, compute=compute)
+    answers = answer_prompts(path, prompts, config, system=system, template=template, compute=compute, weights=weights)
     for prompt, answer in zip(prompts, answers, strict=True):
         console.print(Text("> ", "cyan").append(prompt))
         console.print(
@@ -45,6 +47,7 @@ def answer_prompts(
     system: str | None,
     template: str | None = None,
     compute: ComputeConfig = ComputeConfig(),
+    weights: Weights = "params",
 ) -> list[Answer]:
     """The answers, in order, computed as one batch on one device; the model's stop ids are added to the config's.
 
@@ -52,7 +55,7 @@ def answer_prompts(
     """
     if not all(prompt.strip() for prompt in prompts):
         raise ValueError("a prompt is empty; give text, e.g. --prompt 'What comes after Monday?'")
-    opened = open_model(path, template=template)
+    opened = open_model(path, template=template, weights=weights)
     chat = opened.need_chat()
     opening = (Turn("system", system),) if system else ()
     encoded = [chat.encode_prompt((*opening, Turn("user", prompt))) for prompt in prompts]

@@ -20,6 +20,7 @@ from eval.opening import OpenModel, check_vocabulary, describe_hub, open_model
 from launch.environment import library_versions
 from launch.model_card import write_model_card
 from launch.runtime import set_up_process
+from model.checkpoint import Weights
 from model.config import ModelConfig
 from model.hf.checkpoints import write_model
 from model.hf.family import Family, constant_tensors, hub_tensors, prefixed
@@ -73,7 +74,15 @@ def run_import(
     return 0
 
 
-def run_export(checkpoint: str, out: str, *, dtype: str | None, max_shard_size: str, console: Console) -> int:
+def run_export(
+    checkpoint: str,
+    out: str,
+    *,
+    dtype: str | None,
+    max_shard_size: str,
+    weights: Weights = "params",
+    console: Console,
+) -> int:
     """Writes a checkpoint as a Hugging Face folder, reads every tensor back and compares it.
 
     `dtype` None: that of the folder the model came from, tensor by tensor, or float32. Nothing is left under `out`
@@ -82,7 +91,7 @@ def run_export(checkpoint: str, out: str, *, dtype: str | None, max_shard_size: 
     began = time.monotonic()
     set_up_process(keep_memory=False)
     shard_bytes = parse_size(max_shard_size)
-    opened = open_model(checkpoint)
+    opened = open_model(checkpoint, weights=weights)
     cfg = opened.cfg
     facts = msgspec.convert(opened.meta["hub"], HubFacts) if opened.meta.get("hub") else None
     family, values = (family_of(facts.model_type), dict(facts.config)) if facts else write_config(cfg)

@@ -15,7 +15,7 @@ MOST_ROWS = 200
 def write_model_card(path: Path, opened: OpenModel, *, family: Family, dtype: str) -> None:
     """Writes a card with the run card's facts and the results by language that lie beside the checkpoint."""
     card = _read_json(opened.run_dir / "run_card.json")
-    results = read_results(opened.run_dir / "eval" / str(opened.step))
+    results = read_results(opened.results_dir)
     languages = [tag for tag in opened.meta.get("languages", []) if tag]
     name = card.get("name") or opened.run_dir.name
     lines = [*_front_matter(languages), f"# {name}", "", _summary(opened, card, family, dtype), ""]
@@ -57,6 +57,7 @@ def _training_rows(opened: OpenModel, card: dict[str, Any]) -> list[str]:
         "recipe": card.get("recipe_name"),
         "started from": Path(recipe["model"]).name if isinstance(recipe.get("model"), str) else "random parameters",
         "steps": opened.step,
+        "weights": "average over steps (train.ema_decay)" if opened.weights == "ema" else None,
         "rows per step": recipe.get("train", {}).get("batch_rows"),
         "row length (tokens)": opened.meta.get("row_length"),
         "sources": sources or None,

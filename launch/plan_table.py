@@ -12,8 +12,10 @@ from rich.text import Text
 from data.languages import own_name, script_of
 from data.printable import isolate
 from model.parallel import describe_axes, ways
+from model.transformer import abstract, count_parameters
 from train.chunked_loss import chunk_positions
 from train.loop import TrainJob
+from train.paths import split_frozen
 from train.step import StepSpec
 
 MOST_ROWS = 48
@@ -66,6 +68,26 @@ def print_plan(summary: dict[str, Any], job: TrainJob, mesh: jax.sharding.Mesh, 
         f"{summary['row_length']} a row); "
         f"remat {job.spec.compute.remat}; microbatches {job.spec.microbatches}",
         highlight=False,
+    )
+    console.print(describe_optimizer(job), highlight=False)
+
+
+def describe_optimizer(job: TrainJob) -> str:
+    """The optimizer with its options, the schedule, what is frozen, and what else is done to parameters or inputs."""
+    optim, spec = job.optim, job.spec
+    options = ", ".join(f"{name} {value}" for name, value in optim.options.items())
+    decayed = "matrices" if optim.weight_decay_params is None else " ".join(optim.weight_decay_params)
+    decay = f", weight decay {optim.weight_decay:g} on {decayed}" if optim.weight_decay else ""
+    warmup = f" after {optim.warmup_steps:,} steps of warm-up" if optim.warmup_steps else ""
+    params = abstract(spec.model, spec.axes)
+    total, trained = count_parameters(params), count_parameters(split_frozen(params, spec.freeze)[0])
+    frozen = f"{1 - trained / total:.1%} of {total:,} parameters frozen" if spec.freeze else f"{total:,} parameters"
+    average = f"; average of parameters with decay {spec.ema_decay:g}" if spec.ema_decay is not None else ""
+    noise = f"; NEFTune noise, alpha {spec.neftune_alpha:g}" if spec.neftune_alpha is not None else ""
+    noise += f"; dropout {spec.dropout:g}" if spec.dropout else ""
+    return (
+        f"optimizer: {optim.name} ({options}){decay}; learning rate {optim.learning_rate:g}, {optim.lr_scheduler_type}"
+        f"{warmup}; {frozen}{average}{noise}"
     )
 
 

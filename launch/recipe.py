@@ -66,7 +66,8 @@ def check_same_run(recipe: Recipe, run_dir: Path) -> None:
         return
     there = flatten(_parse_yaml(path.read_text(encoding="utf-8"), str(path)))
     here = flatten(recipe_tree(recipe))
-    differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    # In the order of a recipe's fields: what was chosen comes before the options that follow from it.
+    differing = [key for key in dict.fromkeys([*here, *there]) if there.get(key) != here.get(key)]
     allowed = FREE_TO_CHANGE + (FREE_WITH_A_CHANGED_PLAN if recipe.data.changed_plan == "accept" else ())
     differing = [key for key in differing if not any(key == free or key.startswith(free + ".") for free in allowed)]
     if differing:

@@ -34,7 +34,7 @@ from train.config import TrainConfig
 from train.hosts import is_first, share_of_batch, tell_all
 from train.loop import Outcome, TrainJob, head_positions, run_training
 from train.metrics import read_metrics
-from train.optim import make_schedule
+from train.optim import check_patterns, make_schedule
 from train.progress import show_progress
 from train.step import StepSpec
 
@@ -99,7 +99,9 @@ def _say_outcome(outcome: Outcome, run_dir: Path, console: Console) -> None:
 
 
 def check_sizes(recipe: Recipe, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> None:
-    """Raises ValueError, before any data is read: a size the mesh does not divide, a warm-up that does not fit."""
+    """Raises ValueError, before any data is read: a size the mesh does not divide, a warm-up that does not fit, a
+    pattern that matches no parameter."""
+    check_patterns(recipe.optim, recipe.train.freeze, cfg)
     if recipe.train.steps is not None:
         make_schedule(recipe.optim, recipe.train.steps)
     axes = recipe.axes
@@ -144,6 +146,11 @@ def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
         microbatches=recipe.train.microbatches,
         loss=recipe.train.loss,
         router=recipe.train.router,
+        freeze=recipe.train.freeze,
+        ema_decay=recipe.train.ema_decay,
+        neftune_alpha=recipe.train.neftune_alpha,
+        dropout=recipe.train.dropout,
+        seed=recipe.run.seed,
     )
     return TrainJob(
         run_dir=Path(recipe.run.dir),

@@ -1,7 +1,7 @@
 """One layer of the decoder: attention and MLP, with their norms, as `ModelConfig` and the layer's kind say."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -29,6 +29,17 @@ class Context(NamedTuple):
     """Where in the cache the tokens' keys and values go."""
     is_real_BT: Bool[Array, "B T"]
     """False at padding, which no router counts."""
+    disturb: "Callable[[Array, Array, int], Array] | None" = None
+    """In training: what is left of what a branch adds, from that, its layer, and 0 for attention or 1 for the MLP."""
+    layer: Int[Array, ""] | None = None
+    """Which layer this is, for `disturb`."""
+
+    def disturbed(self, x_BTD: Array, branch: int) -> Array:
+        """What the branch adds, as noise leaves it."""
+        if self.disturb is None:
+            return x_BTD
+        assert self.layer is not None, "noise differs from layer to layer"
+        return self.disturb(x_BTD, self.layer, branch)
 
 
 class Cache(NamedTuple):
@@ -159,6 +170,7 @@ class Block(nn.Module):
         if has_output_norms:
             attended_BTD = norm("attention_out_norm", attended_BTD)
         attended_BTD = attended_BTD * cfg.residual_scale if cfg.residual_scale != 1.0 else attended_BTD
+        attended_BTD = context.disturbed(attended_BTD, 0)
         if not cfg.parallel:
             x_BTD = x_BTD + attended_BTD
             normed_BTD = norm("mlp_norm", x_BTD) if has_input_norms else x_BTD
@@ -172,6 +184,7 @@ class Block(nn.Module):
         if has_output_norms:
             added_BTD = norm("mlp_out_norm", added_BTD)
         added_BTD = added_BTD * cfg.residual_scale if cfg.residual_scale != 1.0 else added_BTD
+        added_BTD = context.disturbed(added_BTD, 1)
         return x_BTD + attended_BTD + added_BTD if cfg.parallel else x_BTD + added_BTD, cache, sums
 
 

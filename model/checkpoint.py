@@ -1,12 +1,13 @@
 """A model on disk: find a checkpoint, read its `meta`, load its `params` onto any mesh.
 
 A checkpoint is a directory `RUN/checkpoints/STEP/` of separable items written by Orbax: `params`, `opt_state`,
-`data` and `meta`. This module reads the two that make a model; `train.checkpoint` writes all four.
+`data` and `meta`; and `ema`, which is like `params`, where the run keeps an average of its parameters. This module
+reads those that make a model; `train.checkpoint` writes all.
 """
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -15,6 +16,8 @@ from orbax.checkpoint import v1 as ocp
 from model.transformer import Params
 
 FORMAT = 2
+Weights = Literal["params", "ema"]
+"""Items that are a model's parameters: the last ones, or their average over steps (`train.ema_decay`)."""
 _COMMITTED = "commit_success.txt"
 
 
@@ -108,19 +111,30 @@ def read_meta(checkpoint: CheckpointPath) -> dict[str, Any]:
     return meta
 
 
-def load_params(checkpoint: CheckpointPath, abstract_params: Params) -> Params:
+def load_params(checkpoint: CheckpointPath, abstract_params: Params, *, weights: Weights = "params") -> Params:
     """The parameters, placed as `abstract_params` says: its mesh need not be the one they were trained on.
 
-    Raises CheckpointError naming the first parameter whose shape differs from what the model config asks for.
+    Raises CheckpointError naming the first parameter whose shape differs from what the model config asks for, and what
+    `check_weights` does.
     """
-    return load_items(checkpoint.path, {"params": abstract_params})["params"]
+    check_weights(checkpoint.path, weights)
+    return load_items(checkpoint.path, {weights: abstract_params})[weights]
+
+
+def check_weights(step_dir: Path, weights: Weights) -> None:
+    """Raises CheckpointError when a complete checkpoint was saved without an average of its parameters."""
+    if weights == "ema" and not (step_dir / weights).is_dir():
+        raise CheckpointError(
+            f"{step_dir} holds no average of parameters: its run had no train.ema_decay. Use its last parameters "
+            "(--weights params), or train with train.ema_decay, e.g. 0.999, in another run.dir"
+        )
 
 
 def load_items(step_dir: Path, targets: dict[str, Any]) -> dict[str, Any]:
     """The named items of a complete checkpoint, restored onto their abstract targets (None: as stored)."""
     with checkpoint_context():
         for item, target in targets.items():
-            if target is not None and item in ("params", "opt_state"):
+            if target is not None and item in _HOLDS:
                 _check_shapes(step_dir, item, target)
         try:
             return ocp.load_checkpointables(
@@ -132,6 +146,18 @@ def load_items(step_dir: Path, targets: dict[str, Any]) -> dict[str, Any]:
                 "if the file system is well, the checkpoint is damaged: use one of "
                 f"{_others(step_dir.parent.parent, but=step_dir.name)}"
             ) from error
+
+
+_ANOTHER_MODEL = ("another model", "this model config; use the model config")
+_HOLDS = {
+    "params": _ANOTHER_MODEL,
+    "ema": _ANOTHER_MODEL,
+    "opt_state": (
+        "the state of another optimizer or of other trained parameters",
+        "this recipe; use the optim and train.freeze",
+    ),
+}
+"""Items of arrays, what one that does not fit is said to hold, and what is said of what was asked for."""
 
 
 def _place(target: Any) -> Any:
@@ -159,8 +185,8 @@ def _check_shapes(step_dir: Path, item: str, target: Any) -> None:
     for name in sorted(wanted.keys() | stored.keys()):
         if wanted.get(name) != stored.get(name):
             raise CheckpointError(
-                f"{step_dir} holds another model: {item} {name} has shape {stored.get(name, 'none')} there, "
-                f"{wanted.get(name, 'none')} in this model config; use the model config the run was started with"
+                f"{step_dir} holds {_HOLDS[item][0]}: {item} {name} has shape {stored.get(name, 'none')} there, "
+                f"{wanted.get(name, 'none')} in {_HOLDS[item][1]} the run was started with"
             )
 
 

@@ -1,6 +1,6 @@
 """The decoder and the seam: `init`, `apply`, `abstract`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,14 @@ Params = dict[str, Any]
 """Nested dict of arrays, float32 in training. `layers` holds one entry per stack (`model.config.group_layers`), named
 by its first layer; its arrays have a leading dimension over the stack's layers (or, from `unstack`, it is a tuple of
 the layers' trees)."""
+
+
+class Noise(NamedTuple):
+    """What training does to a forward pass: functions of the embeddings, and of what each branch of a layer adds."""
+
+    embeddings: Callable[[Array], Array]
+    branches: Callable[[Array, Array, int], Array] | None
+    """See `Context.disturb`."""
 
 
 class KVCache(NamedTuple):
@@ -103,10 +111,11 @@ def apply_routed(
     *,
     at_BK: Int[Array, "B K"] | None = None,
     compute: ComputeConfig = ComputeConfig(),
+    noise: Noise | None = None,
 ) -> tuple[Float[Array, "B _ V"], RouterSums]:
     """What `apply` gives, and the sums over layers and real tokens that router losses are made of."""
     x_BTD, sums = apply_hidden(
-        cfg, axes, params, tokens_BT, segments_BT, positions_BT, at_BK=at_BK, compute=compute
+        cfg, axes, params, tokens_BT, segments_BT, positions_BT, at_BK=at_BK, compute=compute, noise=noise
     )  # fmt: skip
     return _logits(cfg, axes, params, x_BTD), sums
 
@@ -121,13 +130,16 @@ def apply_hidden(
     *,
     at_BK: Int[Array, "B K"] | None = None,
     compute: ComputeConfig = ComputeConfig(),
+    noise: Noise | None = None,
 ) -> tuple[Float[Array, "B _ D"], RouterSums]:
     """What the head of `apply_routed` is given instead of what it makes: normed hidden states, in compute's dtype.
 
     Their products with `head_weight`, accumulated in float32 and passed through `finish_logits`, are the logits.
+    `noise`: in training only.
     """
     context = _packed_context(cfg, axes, segments_BT, positions_BT)
-    x_BTD = _embed(cfg, axes, params, tokens_BT, compute)
+    context = context._replace(disturb=noise.branches) if noise else context
+    x_BTD = _embed(cfg, axes, params, tokens_BT, compute, noise)
     x_BTD, _, sums = _run_layers(cfg, axes, params, x_BTD, context, None, compute)
     return _last_hidden(cfg, axes, params, x_BTD, at_BK), sums
 
@@ -223,9 +235,10 @@ def count_parameters(params: Params) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def _embed(cfg: ModelConfig, axes: AxisRules, params: Params, tokens_BT, compute: ComputeConfig):
+def _embed(cfg, axes, params: Params, tokens_BT, compute: ComputeConfig, noise: Noise | None = None):
     tokens_BT = jax.sharding.reshard(tokens_BT, axes.spec("batch", "length"))
     x_BTD = run(embedding_of(cfg, axes), params["embedding"], tokens_BT, compute.jax_dtype)
+    x_BTD = noise.embeddings(x_BTD) if noise else x_BTD
     if cfg.embedding_norm:
         x_BTD = run(Norm(cfg, cfg.norm_bias), params["embedding_norm"], x_BTD)
     return x_BTD
@@ -282,7 +295,6 @@ def _layer_runner(cfg, axes, context: Context, compute: ComputeConfig):
 
 def _run_group(cfg, axes, group: tuple[Stack, ...], params, x_BTD, context, caches, compute: ComputeConfig):
     """A group's stacks taking turns, as one scan over their turns."""
-    run_layer = _layer_runner(cfg, axes, context, compute)
 
     def take_turn(carry, turn):
         x_BTD, caches = carry
@@ -290,6 +302,7 @@ def _run_group(cfg, axes, group: tuple[Stack, ...], params, x_BTD, context, cach
         sums = no_sums(cfg)
         for stack in group:
             cache = None if caches is None else caches[stack.name].at_layer(index)
+            run_layer = _layer_runner(cfg, axes, context._replace(layer=stack.first + stack.stride * index), compute)
             x_BTD, cache, layer_sums = run_layer(stack, turn_params[stack.name], x_BTD, cache)
             if caches is not None:
                 caches = {**caches, stack.name: caches[stack.name].with_layer(index, cache)}

@@ -1,4 +1,4 @@
-"""Full checkpoints: save the four items asynchronously, keep what the policy says, restore the newest."""
+"""Full checkpoints: save the items asynchronously, keep what the policy says, restore the newest."""
 
 import shutil
 from pathlib import Path
@@ -7,8 +7,17 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from model.checkpoint import FORMAT, CheckpointError, checkpoint_context, list_steps, load_items, newest_step
+from model.checkpoint import (
+    FORMAT,
+    CheckpointError,
+    check_weights,
+    checkpoint_context,
+    list_steps,
+    load_items,
+    newest_step,
+)
 from train.config import CheckpointConfig
+from train.paths import overlay, restrict
 from train.state import TrainState
 
 
@@ -69,6 +78,8 @@ class Saver:
             "data": {"next_row": next_row, "plan_hash": self._plan_hash},
             "meta": {**self._meta, "step": step},
         }
+        if state.ema is not None:  # whole, so that it is a model by itself
+            items["ema"] = overlay(state.params, state.ema)
         try:
             response = self._checkpointer.save_checkpointables_async(step, items)
         except Exception as failure:
@@ -134,6 +145,11 @@ def restore_step(run_dir: Path, step: int, abstract: TrainState, *, plan_hash: s
             "batches would not be the ones it owes. Restore the recipe and data, use another run.dir, or set "
             "data.changed_plan to accept"
         )
-    items = load_items(path, {"params": abstract.params, "opt_state": abstract.opt_state})
+    targets = {"params": abstract.params, "opt_state": abstract.opt_state}
+    if abstract.ema is not None:
+        check_weights(path, "ema")
+        targets["ema"] = abstract.params
+    items = load_items(path, targets)
     count = jax.numpy.asarray(step, jax.numpy.int32)
-    return TrainState(step=count, params=items["params"], opt_state=items["opt_state"]), data["next_row"]
+    ema = None if abstract.ema is None else restrict(items["ema"], abstract.ema)
+    return TrainState(count, items["params"], items["opt_state"], ema), data["next_row"]

@@ -1,32 +1,115 @@
 """What a recipe says about training: steps, optimizer, checkpoints, logging."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Beta = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 
 
 class OptimConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """AdamW with warm-up and decay. Source: arXiv:1711.05101."""
+    """The optimizer, its learning rate over the run, decay and clipping.
 
+    An option that the chosen optimizer or schedule does not read stays None: giving one is an error. One that it reads
+    and that is not given becomes its default, so that a resolved recipe holds every number in use.
+    """
+
+    name: Literal["adamw", "adafactor", "lion", "muon"] = "adamw"
+    """arXiv:1711.05101; arXiv:1804.04235 without first moments; arXiv:2302.06675; kellerjordan.github.io/posts/muon,
+    scaled as in arXiv:2502.16982, with AdamW for embedding, head and vectors."""
     learning_rate: Positive
-    """Peak, reached after the warm-up."""
+    """Peak, reached after the warm-up. Lion wants 3 to 10 times less than AdamW; the others about the same."""
     warmup_steps: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Steps of linear rise from zero."""
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
-    """Shape after the warm-up, down to `final_lr_ratio` at the last step."""
-    final_lr_ratio: Fraction = 0.0
-    """Last learning rate over the peak; unused by `constant`."""
-    b1: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.9
-    b2: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.95
-    eps: Positive = 1e-8
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "warmup_stable_decay", "inverse_sqrt"] = "cosine"
+    """Shape after the warm-up: down to `final_lr_ratio` at the last step; `warmup_stable_decay` stays at the peak until
+    its last `decay_steps`; `inverse_sqrt` falls with 1 / sqrt(steps)."""
+    final_lr_ratio: Fraction | None = None
+    """Last learning rate over the peak. Default 0; `constant` and `inverse_sqrt` have none."""
+    decay_steps: AtLeastOne | None = None
+    """Of `warmup_stable_decay`: updates below the peak at the end. Default: a tenth of the run."""
+    decay_type: Literal["linear", "cosine", "1-sqrt"] | None = None
+    """Of `warmup_stable_decay`: how the rate falls in them. Default linear. Source: arXiv:2405.18392."""
+    timescale: AtLeastOne | None = None
+    """Of `inverse_sqrt`: n steps after the warm-up the peak is divided by sqrt(1 + n / timescale). Default:
+    `warmup_steps`, or 10,000 without a warm-up."""
+    b1: Beta | None = None
+    """Decay of the first moment; for Lion its share in the update. Default 0.9; Adafactor has none."""
+    b2: Beta | None = None
+    """Decay of the second moment, default 0.95; of Lion's only moment, default 0.99. Adafactor has `decay_rate`."""
+    eps: Positive | None = None
+    """Of AdamW: added to the root of the second moment. Default 1e-8."""
+    mu_dtype: Literal["float32", "bfloat16"] | None = None
+    """Of first moments. Default float32; bfloat16 saves two bytes a parameter. Adafactor has none."""
+    momentum: Beta | None = None
+    """Of Muon: decay of the average of gradients that is orthogonalised (Nesterov's). Default 0.95."""
+    ns_steps: AtLeastOne | None = None
+    """Of Muon: Newton-Schulz iterations. Default 5."""
+    decay_rate: Positive | None = None
+    """Of Adafactor: update t averages squares with decay 1 - t ** -decay_rate. Default 0.8."""
+    clipping_threshold: Annotated[float, msgspec.Meta(ge=1)] | None = None
+    """Of Adafactor: largest root mean square of a matrix's update before the learning rate. Default 1."""
+    min_dim_size_to_factor: AtLeastOne | None = None
+    """Of Adafactor: a matrix with a side below this keeps all of its second moments. Default 128."""
+    multiply_by_parameter_scale: bool | None = None
+    """Of Adafactor: the learning rate is relative to each matrix's root mean square; rates are then near 0.01. Default
+    false: the rates of AdamW."""
     weight_decay: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    """Decoupled; on matrices only, never on norms' scales."""
+    """Decoupled: each update takes learning rate x this x the parameter."""
+    weight_decay_params: tuple[str, ...] | None = None
+    """Patterns over parameter paths (`train.paths`) that decay; None: all matrices, so no scale and no bias."""
     max_grad_norm: Positive = 1.0
-    """Global norm above which a gradient is scaled down."""
+    """Global norm above which a gradient is scaled down, before the optimizer sees it."""
+
+    def __post_init__(self):
+        self._fill_in("name", OPTIMIZER_OPTIONS)
+        self._fill_in("lr_scheduler_type", SCHEDULE_OPTIONS)
+        if self.weight_decay_params is not None and not self.weight_decay:
+            raise ValueError("optim.weight_decay_params is given, but optim.weight_decay is 0; give both or neither")
+
+    def _fill_in(self, chooser: str, table: dict[str, dict[str, Any]]) -> None:
+        """Options that the choice reads get its defaults; others must not have been given."""
+        choice = getattr(self, chooser)
+        for field in sorted({field for options in table.values() for field in options}):
+            given = getattr(self, field)
+            if field not in table[choice] and given is not None:
+                readers = ", ".join(name for name, options in table.items() if field in options)
+                raise ValueError(
+                    f"optim.{field}={given} is not read by optim.{chooser}={choice}; leave it out, or use {readers}"
+                )
+            if field in table[choice] and given is None:
+                msgspec.structs.force_setattr(self, field, table[choice][field])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the chosen optimizer reads, besides learning rate, decay and clipping."""
+        return {field: getattr(self, field) for field in OPTIMIZER_OPTIONS[self.name]}
+
+
+_ADAM = {"b1": 0.9, "b2": 0.95, "eps": 1e-8, "mu_dtype": "float32"}
+OPTIMIZER_OPTIONS: dict[str, dict[str, Any]] = {
+    "adamw": _ADAM,
+    "adafactor": {
+        "decay_rate": 0.8,
+        "clipping_threshold": 1.0,
+        "min_dim_size_to_factor": 128,
+        "multiply_by_parameter_scale": False,
+    },
+    "lion": {"b1": 0.9, "b2": 0.99, "mu_dtype": "float32"},
+    "muon": {**_ADAM, "momentum": 0.95, "ns_steps": 5},
+}
+"""Options that each optimizer reads, and their defaults."""
+SCHEDULE_OPTIONS: dict[str, dict[str, Any]] = {
+    "cosine": {"final_lr_ratio": 0.0},
+    "linear": {"final_lr_ratio": 0.0},
+    "constant": {},
+    "warmup_stable_decay": {"final_lr_ratio": 0.0, "decay_steps": None, "decay_type": "linear"},
+    "inverse_sqrt": {"timescale": None},
+}
+"""The same of each schedule. None: known once the length of the run is."""
 
 
 class RouterLossConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,6 +175,18 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Of the tokens."""
     router: RouterLossConfig = RouterLossConfig()
     """Of models with experts."""
+    freeze: tuple[str, ...] = ()
+    """Patterns over parameter paths (`train.paths`) that stay as they are: no gradient, optimizer state or decay."""
+    ema_decay: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
+    """Also keep the average of the parameters over steps, in float32: after each update average = d x average + (1 - d)
+    x parameters. It starts as the initial parameters. `polytune eval --weights ema` reads it. None: no average."""
+    neftune_alpha: Positive | None = None
+    """Noise on the embeddings, in training only: uniform within alpha / sqrt(tokens of the example x model.dim). 5 to
+    15 in its source: arXiv:2310.05914. The logged loss is that of the noisy model. None: no noise."""
+    dropout: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.0
+    """Share of the entries of embeddings, and of what attention and MLP add to the residual stream, that is set to 0 in
+    training, the others scaled up: `embd_pdrop` and `resid_pdrop` of a config.json, which are never taken from there.
+    Source: arXiv:1207.0580."""
     log_every: AtLeastOne = 10
     """Steps between per-language records and lines of a log that is not a terminal."""
     tensorboard: bool = True

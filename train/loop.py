@@ -31,7 +31,7 @@ from train.hosts import (
 from train.metrics import BatchFacts, MetricsWriter, SharesAfter, describe_batch, read_metrics
 from train.optim import make_optimizer, make_schedule
 from train.progress import ShowStep
-from train.state import TrainState, abstract_state, first_state, init_state
+from train.state import TrainState, abstract_state, first_state, init_state, with_ema
 from train.step import StepMetrics, StepSpec, train_step
 
 
@@ -134,7 +134,7 @@ def start_state(
     job: TrainJob, tx: optax.GradientTransformation, *, newest: int | None
 ) -> tuple[TrainState, int, int | None]:
     """The state to go on from, its next global row, and the step it was restored from (None: a fresh run)."""
-    abstract = abstract_state(job.spec.model, job.spec.axes, tx)
+    abstract = _with_average(job, abstract_state(job.spec.model, job.spec.axes, tx))
     if newest is not None:
         wanted = None if job.accepts_changed_plan else job.plan_hash
         state, next_row = restore_step(job.run_dir, newest, abstract, plan_hash=wanted)
@@ -142,8 +142,13 @@ def start_state(
     if is_first():
         check_disk(job.run_dir, abstract, copies=job.checkpoint.keep_last + job.checkpoint.keep_initial + 1)
     if job.load_params is not None:
-        return first_state(job.load_params(job.spec.axes), tx), 0, None
-    return init_state(job.spec.model, job.spec.axes, tx, jax.random.key(job.seed)), 0, None
+        return _with_average(job, first_state(job.load_params(job.spec.axes), tx)), 0, None
+    state = init_state(job.spec.model, job.spec.axes, tx, jax.random.key(job.seed))
+    return _with_average(job, state), 0, None
+
+
+def _with_average(job: TrainJob, state: TrainState) -> TrainState:
+    return state if job.spec.ema_decay is None else with_ema(state, job.spec.freeze)
 
 
 def put_batch(batch: Batch, spec: jax.sharding.PartitionSpec, *, shares: int = 1) -> Batch:
@@ -175,7 +180,7 @@ def run_training(job: TrainJob, *, open_batches, show: ShowStep, on_start=None) 
     `open_batches(first_row)` gives the iterator of global batches from that row on: a seek, not a replay.
     `show` sees each finished step; `on_start(outcome)` is told where the run begins.
     """
-    tx = make_optimizer(job.optim, job.steps)
+    tx = make_optimizer(job.optim, job.steps, freeze=job.spec.freeze)
     schedule = make_schedule(job.optim, job.steps)
     beginning = find_beginning(job.run_dir)
     state, next_row, resumed_from = start_state(job, tx, newest=beginning.newest)

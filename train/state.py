@@ -1,5 +1,6 @@
 """What training carries from step to step."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Array, Int
 import model.transformer as transformer
 from model.config import ModelConfig
 from model.parallel import AxisRules
+from train.paths import split_frozen
 
 
 class TrainState(NamedTuple):
@@ -18,6 +20,8 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]
     params: transformer.Params
     opt_state: Any
+    ema: transformer.Params | None = None
+    """The average over steps of those parameters that are trained (`TrainConfig.ema_decay`); None: none is kept."""
 
 
 def init_state(cfg: ModelConfig, axes: AxisRules, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
@@ -35,3 +39,18 @@ def abstract_state(cfg: ModelConfig, axes: AxisRules, tx: optax.GradientTransfor
     params = transformer.abstract(cfg, axes)
     step = jax.eval_shape(lambda: jnp.zeros((), jnp.int32))
     return TrainState(step=step, params=params, opt_state=jax.eval_shape(tx.init, params))
+
+
+def with_ema(state: TrainState, freeze: Sequence[str]) -> TrainState:
+    """The state with an average of its trained parameters, which starts as they are; abstract for an abstract state."""
+
+    def copy(leaf: Any) -> Any:
+        return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.copy(leaf)
+
+    return state._replace(ema=jax.tree.map(copy, split_frozen(state.params, freeze)[0]))
+
+
+def next_ema(ema: transformer.Params | None, trained: transformer.Params, *, decay: float) -> transformer.Params:
+    """The average after an update that gave these parameters: decay x average + (1 - decay) x parameters."""
+    assert ema is not None, "with_ema gives a state its average"
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, ema, trained)

@@ -6,7 +6,7 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 import model.transformer as transformer
 from data.batch import Batch
@@ -23,7 +23,9 @@ from train.loss import (
     sums_by_language,
     trained_positions,
 )
-from train.state import TrainState
+from train.noise import EMBEDDINGS, NoiseRows, add_noise, drop_entries, noise_rows
+from train.paths import overlay, split_frozen
+from train.state import TrainState, next_ema
 
 NO_ROUTER_LOSS = RouterLossConfig()
 DEFAULT_LOSS = LossConfig()
@@ -42,6 +44,13 @@ class StepSpec:
     microbatches: int = 1
     loss: LossConfig = DEFAULT_LOSS
     router: RouterLossConfig = NO_ROUTER_LOSS
+    freeze: tuple[str, ...] = ()
+    """These four: see `TrainConfig`."""
+    ema_decay: float | None = None
+    neftune_alpha: float | None = None
+    dropout: float = 0.0
+    seed: int = 0
+    """Of the noise."""
 
     def __post_init__(self):
         if self.trains_router and not self.has_experts:
@@ -49,6 +58,11 @@ class StepSpec:
                 f"train.router gives load_balance_weight={self.router.load_balance_weight:g} and z_loss_weight="
                 f"{self.router.z_loss_weight:g}, but no layer of the model has experts; leave train.router out"
             )
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether a step's forward pass is disturbed."""
+        return self.neftune_alpha is not None or self.dropout > 0
 
     @property
     def has_experts(self) -> bool:
@@ -61,6 +75,13 @@ class StepSpec:
         return self.router.load_balance_weight > 0 or self.router.z_loss_weight > 0
 
 
+class Part(NamedTuple):
+    """Rows of the global batch, and where their noise comes from (None: there is none)."""
+
+    batch: Batch
+    noise: NoiseRows | None
+
+
 class StepMetrics(NamedTuple):
     """Sums of the whole global batch, before the update, and the norm of its mean gradient before clipping."""
 
@@ -68,10 +89,10 @@ class StepMetrics(NamedTuple):
     grad_norm: Float[Array, ""]
 
 
-def loss_sums(spec: StepSpec, params: transformer.Params, batch: Batch) -> LossSums:
+def loss_sums(spec: StepSpec, params: transformer.Params, batch: Batch, noise: NoiseRows | None = None) -> LossSums:
     """The loss of a batch (or microbatch) as sums by language, with logits made at trained positions only.
 
-    Both heads give the same: see `LossConfig`.
+    Both heads give the same: see `LossConfig`. `noise`: in training, for a spec that is noisy.
     """
     at_BK = trained_positions(jnp.asarray(batch.loss_weight_BT), spec.most_trained)
     inputs = (jnp.asarray(field_BT) for field_BT in (batch.tokens_BT, batch.segments_BT, batch.positions_BT))
@@ -79,29 +100,51 @@ def loss_sums(spec: StepSpec, params: transformer.Params, batch: Batch) -> LossS
         transformer.pick_positions(spec.axes, jnp.asarray(field_BT), at_BK)
         for field_BT in (batch.targets_BT, batch.loss_weight_BT, batch.language_BT)
     )
-    model = (spec.model, spec.axes, params)
+    model, how = (spec.model, spec.axes, params), {"at_BK": at_BK, "compute": spec.compute}
+    if noise is not None:
+        how["noise"] = _make_noise(spec, noise, jnp.asarray(batch.segments_BT))
     if spec.loss.head == "full":
-        logits_BKV, router = transformer.apply_routed(*model, *inputs, at_BK=at_BK, compute=spec.compute)
+        logits_BKV, router = transformer.apply_routed(*model, *inputs, **how)
         losses = full_losses(spec.loss, logits_BKV, targets_BK, weight_BK, vocab_size=spec.model.vocab_size)
     else:
-        x_BKD, router = transformer.apply_hidden(*model, *inputs, at_BK=at_BK, compute=spec.compute)
+        x_BKD, router = transformer.apply_hidden(*model, *inputs, **how)
         weight = transformer.head_weight(spec.model, params)
         losses = chunked_losses(spec.loss, spec.model, x_BKD, weight, targets_BK, weight_BK)
     sums = sums_by_language(losses.loss_BK, weight_BK, language_BK, spec.num_languages)
     return sums._replace(router=router if spec.has_experts else None, objective=losses.objective)
 
 
-def mean_gradient(spec: StepSpec, params: transformer.Params, batch: Batch) -> tuple[transformer.Params, LossSums]:
+def _make_noise(spec: StepSpec, noise: NoiseRows, segments_BT: Int[Array, "B T"]) -> transformer.Noise:
+    def disturb_embeddings(x_BTD: Array) -> Array:
+        if spec.neftune_alpha is not None:
+            x_BTD = add_noise(x_BTD, spec.neftune_alpha, noise, segments_BT, scale=spec.model.embedding_scale)
+        return drop_entries(x_BTD, spec.dropout, noise, EMBEDDINGS) if spec.dropout else x_BTD
+
+    def disturb_branch(x_BTD: Array, layer: Array, branch: int) -> Array:
+        return drop_entries(x_BTD, spec.dropout, noise, EMBEDDINGS + 1 + 2 * layer + branch)
+
+    return transformer.Noise(disturb_embeddings, disturb_branch if spec.dropout else None)
+
+
+def mean_gradient(
+    spec: StepSpec, params: transformer.Params, batch: Batch, step: Int[Array, ""] | None = None
+) -> tuple[transformer.Params, LossSums]:
     """Gradient of the objective of the global batch, and its sums, however it is split.
 
+    The gradient has the parameters that are trained only. `step` is for a spec whose noise differs from step to step.
     The objective: summed loss / summed weight, and the router's losses times their weights. They have different
     denominators, but all are known before any gradient: what each part adds is exact, and one division ends it.
     """
-    parts = jax.tree.map(lambda x_BT: split_rows(x_BT, spec.microbatches), batch) if spec.microbatches > 1 else None
+    whole = Part(batch, None)
+    if spec.is_noisy:
+        assert step is not None, "noise differs from step to step"
+        whole = Part(batch, noise_rows(spec.seed, step, like=jnp.asarray(batch.tokens_BT)))
+    parts = split_batch(whole, spec.microbatches) if spec.microbatches > 1 else None
     counts = count_routes(spec, params, batch, parts) if spec.trains_router and parts is not None else None
+    trained, frozen = split_frozen(params, spec.freeze)
 
-    def total(params: transformer.Params, part: Batch) -> tuple[Array, LossSums]:
-        sums = loss_sums(spec, params, part)
+    def total(trained: transformer.Params, part: Part) -> tuple[Array, LossSums]:
+        sums = loss_sums(spec, overlay(params, trained) if frozen else trained, *part)
         objective = sums.objective
         assert objective is not None, "loss_sums always gives one"
         sums = sums._replace(objective=None) if spec.loss.is_bare else sums
@@ -112,14 +155,14 @@ def mean_gradient(spec: StepSpec, params: transformer.Params, batch: Batch) -> t
 
     add_gradient = jax.grad(total, has_aux=True)
     if parts is None:
-        gradient, sums = add_gradient(params, batch)
+        gradient, sums = add_gradient(trained, whole)
     else:
 
         def accumulate(carry, part):
-            return jax.tree.map(jnp.add, carry, add_gradient(params, part)), None
+            return jax.tree.map(jnp.add, carry, add_gradient(trained, part)), None
 
         first = jax.tree.map(lambda x: x[0], parts)
-        zeros = jax.tree.map(lambda x: jnp.zeros_like(x), jax.eval_shape(add_gradient, params, first))
+        zeros = jax.tree.map(lambda x: jnp.zeros_like(x), jax.eval_shape(add_gradient, trained, first))
         (gradient, sums), _ = jax.lax.scan(accumulate, zeros, parts)
     scale = 1.0 / jnp.sum(sums.weight_R)
     return jax.tree.map(lambda leaf: leaf * scale, gradient), sums
@@ -138,7 +181,7 @@ def router_loss(spec: StepSpec, sums: RouterSums, counts: RouterSums | None) -> 
     return loss
 
 
-def count_routes(spec: StepSpec, params: transformer.Params, batch: Batch, parts: Batch) -> RouterSums:
+def count_routes(spec: StepSpec, params: transformer.Params, batch: Batch, parts: Part) -> RouterSums:
     """The global batch's choices and tokens, before any part's gradient is taken.
 
     Choices are in the gradient of every part's probabilities, so balancing costs a forward pass over all parts first
@@ -148,12 +191,21 @@ def count_routes(spec: StepSpec, params: transformer.Params, batch: Batch, parts
         layers = sum(kind.experts for kind in spec.model.kinds)
         return no_sums(spec.model)._replace(tokens=layers * jnp.sum(batch.segments_BT > 0).astype(jnp.float32))
 
-    def count(carry: RouterSums, part: Batch) -> tuple[RouterSums, None]:
-        router = loss_sums(spec, params, part).router
+    def count(carry: RouterSums, part: Part) -> tuple[RouterSums, None]:
+        router = loss_sums(spec, params, *part).router
         assert router is not None, "StepSpec refuses weights of router losses for a model without experts"
         return add_sums(carry, router), None
 
     return jax.lax.scan(count, no_sums(spec.model), parts)[0]
+
+
+def split_batch(whole: Part, parts: int) -> Part:
+    """Every array of rows with a leading dimension of parts; the key of the noise repeated along it."""
+    batch = jax.tree.map(lambda x_BT: split_rows(x_BT, parts), whole.batch)
+    if whole.noise is None:
+        return Part(batch, None)
+    keys = jnp.broadcast_to(whole.noise.key, (parts,))
+    return Part(batch, NoiseRows(keys, split_rows(whole.noise.rows_B1, parts)))
 
 
 def split_rows(x_BT: Array, parts: int) -> Array:
@@ -169,9 +221,13 @@ def train_step(
     spec: StepSpec, tx: optax.GradientTransformation, state: TrainState, batch: Batch
 ) -> tuple[TrainState, StepMetrics]:
     """The state after one update, and the batch's metrics before it."""
-    gradient, sums = mean_gradient(spec, state.params, batch)
+    assert (state.ema is None) == (spec.ema_decay is None), "with_ema belongs to a spec with ema_decay"
+    gradient, sums = mean_gradient(spec, state.params, batch, state.step)
+    trained, _ = split_frozen(state.params, spec.freeze)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counts
-        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
-    params = cast(transformer.Params, optax.apply_updates(state.params, updates))
+        updates, opt_state = tx.update(gradient, state.opt_state, trained)
+    trained = cast(transformer.Params, optax.apply_updates(trained, updates))
+    ema = None if spec.ema_decay is None else next_ema(state.ema, trained, decay=spec.ema_decay)
+    params = overlay(state.params, trained)
     metrics = StepMetrics(sums=sums, grad_norm=optax.tree.norm(gradient))
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics

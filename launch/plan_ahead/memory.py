@@ -9,6 +9,7 @@ import msgspec
 from launch.plan_ahead.program import AbstractStep, CompiledStep
 from model.parallel import ways
 from train.chunked_loss import chunk_positions
+from train.paths import split_frozen
 
 
 class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -16,11 +17,11 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     parameters: int
     optimizer: int
-    """Its moments, and the step counts."""
+    """Its moments, the average of parameters where one is kept, and the step counts."""
     batch: int
     """The fields of it that the step uses."""
     gradients: int
-    """One float32 value for each parameter, partitioned like them."""
+    """One float32 value for each trained parameter, partitioned like them."""
     logits: int
     """One float32 copy of the logits that are there at a time: a chunk's, or a microbatch's with the full head."""
     activations: int
@@ -43,7 +44,7 @@ class MemoryPlan(msgspec.Struct, frozen=True, kw_only=True):
 def split_memory(step: AbstractStep, compiled: CompiledStep, available: int) -> MemoryPlan:
     """The compiled step's bytes by kind."""
     parameters, batch = bytes_of_chip(step.state.params), bytes_of_chip(step.batch)
-    optimizer = bytes_of_chip(step.state.opt_state) + bytes_of_chip(step.state.step)
+    optimizer = bytes_of_chip((step.state.opt_state, step.state.ema, step.state.step))
     arguments = compiled.argument_bytes or parameters + optimizer + batch
     code = compiled.code_bytes or 0
     temporary = compiled.temporary_bytes
@@ -78,7 +79,7 @@ def bytes_of_chip(tree: Any) -> int:
 
 def bytes_of_gradients(step: AbstractStep) -> int:
     """Bytes of one chip's part of the gradient."""
-    return bytes_of_chip(step.state.params)
+    return bytes_of_chip(split_frozen(step.state.params, step.spec.freeze)[0])
 
 
 def bytes_of_logits(step: AbstractStep) -> int:

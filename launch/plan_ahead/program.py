@@ -18,9 +18,10 @@ from launch.plan_ahead.chips import GIB
 from launch.train import check_sizes, resolve_model
 from model.config import ModelConfig
 from model.parallel import ways
+from train.config import OptimConfig
 from train.loop import head_positions
 from train.optim import make_optimizer
-from train.state import TrainState, abstract_state
+from train.state import TrainState, abstract_state, with_ema
 from train.step import StepSpec, train_step
 
 ASSUMED_LANGUAGES = 256
@@ -86,9 +87,13 @@ def make_step(recipe: Recipe, cfg: ModelConfig, *, trained_share: float) -> Abst
         microbatches=recipe.train.microbatches,
         router=recipe.train.router,
         loss=recipe.train.loss,
+        freeze=recipe.train.freeze,
+        ema_decay=recipe.train.ema_decay,
+        neftune_alpha=recipe.train.neftune_alpha,
+        dropout=recipe.train.dropout,
     )
     # How long the run is changes numbers in the schedule, no shape.
-    tx = make_optimizer(recipe.optim, recipe.train.steps or recipe.optim.warmup_steps + 2)
+    tx = make_optimizer(recipe.optim, recipe.train.steps or _few_steps(recipe.optim), freeze=spec.freeze)
     sharding = jax.sharding.NamedSharding(mesh, axes.spec("batch", None))
     rows = (recipe.train.batch_rows, length)
 
@@ -97,7 +102,13 @@ def make_step(recipe: Recipe, cfg: ModelConfig, *, trained_share: float) -> Abst
         return jax.ShapeDtypeStruct(rows, dtype, sharding=sharding)
 
     batch = Batch(**{name: field(name) for name in Batch._fields})
-    return AbstractStep(spec, tx, abstract_state(cfg, axes, tx), batch)
+    state = abstract_state(cfg, axes, tx)
+    return AbstractStep(spec, tx, state if spec.ema_decay is None else with_ema(state, spec.freeze), batch)
+
+
+def _few_steps(optim: OptimConfig) -> int:
+    """The length of a run that the schedule fits into."""
+    return optim.warmup_steps + (optim.decay_steps or 0) + 2
 
 
 def compile_step(step: AbstractStep) -> CompiledStep:

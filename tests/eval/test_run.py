@@ -18,6 +18,7 @@ from data.schema import DataError
 from data.source_config import CldrSource, ProceduralSource
 from data.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from eval.config import EvalConfig, EvalError
+from eval.results import read_results
 from eval.run import main, run_eval
 from model.checkpoint import CheckpointError
 from model.config import ModelConfig
@@ -62,7 +63,8 @@ def run_dir(tmp_path_factory):
     with jax.set_mesh(mesh), Saver(run, CheckpointConfig(), meta=meta, plan_hash="plan") as saver:
         for step in (0, 5):
             params = jax.jit(init, static_argnums=(0, 1))(cfg, AxisRules(), jax.random.key(step))
-            state = TrainState(jnp.int32(step), params, {"count": jnp.int32(step)})
+            ema = jax.tree.map(lambda leaf: 0.5 * leaf, params) if step else None
+            state = TrainState(jnp.int32(step), params, {"count": jnp.int32(step)}, ema)
             saver.save(state, step=step, next_row=8 * step)
     return run
 
@@ -105,6 +107,19 @@ def test_a_fresh_process_on_one_device_evaluates_without_train(run_dir, tmp_path
     for language in ("fr", "sw", "th"):
         there = built["results"][f"heldout_{language}"]["bits_per_byte,none"]
         assert here["results"][f"heldout_{language}"]["bits_per_byte,none"] == pytest.approx(there, rel=1e-4)
+
+
+def test_the_average_of_parameters_has_results_of_its_own(run_dir):
+    """Beside those of the last parameters, never over them; a checkpoint that has none says so before anything runs."""
+    last = evaluate(run_dir, ("heldout",), limit=2)
+    average = evaluate(run_dir, ("heldout",), limit=2, weights="ema")
+    assert (run_dir / "eval" / "5-ema" / "results.json").is_file()
+    assert (average["config"]["weights"], last["config"]["weights"]) == ("ema", "params")
+    scores = [each["results"]["heldout_fr"]["bits_per_byte,none"] for each in (last, average)]
+    assert abs(scores[0] - scores[1]) > 1e-3
+    assert read_results(run_dir / "eval" / "5")["config"]["weights"] == "params"
+    with pytest.raises(CheckpointError, match="holds no average of parameters"):
+        evaluate(run_dir / "checkpoints" / "0", ("heldout",), limit=2, weights="ema")
 
 
 def test_results_land_beside_the_run_and_say_what_they_are(run_dir, capsys):
@@ -185,7 +200,9 @@ def test_a_model_that_diverged_gives_an_error_not_a_score(run_dir, monkeypatch):
     from eval import opening
 
     load = opening.load_params
-    monkeypatch.setattr(opening, "load_params", lambda *given: jax.tree.map(lambda leaf: leaf * jnp.nan, load(*given)))
+    monkeypatch.setattr(
+        opening, "load_params", lambda *given, **named: jax.tree.map(lambda leaf: leaf * jnp.nan, load(*given, **named))
+    )
     with pytest.raises(EvalError, match="not finite"):
         evaluate(run_dir, ("heldout",), limit=1)
 

@@ -1,12 +1,15 @@
+import dataclasses
 import io
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
+import jax
 import pytest
 from rich.console import Console
-from toy import AXES, TOY, mesh_of
+from toy import AXES, OPTIM, TOY, mesh_of
 
 from launch.plan_table import MOST_ROWS, print_plan, share_by
 from model.config import ComputeConfig
+from train.config import OptimConfig
 from train.step import StepSpec
 
 
@@ -31,7 +34,7 @@ CELLS = [
 ]
 
 
-def print_text(cells, width=160, **changed):
+def print_text(cells, width=160, *, optim=OPTIM, step=MappingProxyType({}), **changed):
     summary = {
         "cells": cells,
         "unit": "target_tokens",
@@ -53,8 +56,11 @@ def print_text(cells, width=160, **changed):
         **changed,
     }
     spec = StepSpec(model=TOY, axes=AXES, compute=ComputeConfig(), num_languages=3, most_trained=24, microbatches=2)
+    spec = dataclasses.replace(spec, **step)
+    job = SimpleNamespace(spec=spec, optim=optim, most_trained_S=[8, 16, 8, 24])
     console = Console(file=io.StringIO(), width=width)
-    print_plan(summary, SimpleNamespace(spec=spec, most_trained_S=[8, 16, 8, 24]), mesh_of((4, 2)), console)
+    with jax.set_mesh(mesh_of((4, 2))):
+        print_plan(summary, job, mesh_of((4, 2)), console)
     return console.file.getvalue()
 
 
@@ -157,3 +163,17 @@ def test_what_a_plan_does_of_its_own_is_said():
     assert "4 epochs leave 7 unfilled" in text
     quiet = print_text(CELLS)
     assert not any(word in quiet for word in ("pinch", "used up", "ends after", "without examples"))
+
+
+def test_the_plan_names_optimizer_schedule_frozen_share_and_average():
+    text = " ".join(print_text(CELLS).split())
+    assert "optimizer: adamw (b1 0.9, b2 0.95, eps 0.001, mu_dtype float32), weight decay 0.1 on matrices" in text
+    assert "learning rate 0.01, cosine after 2 steps of warm-up; 5,968 parameters" in text
+    optim = OptimConfig(name="lion", learning_rate=1e-4, lr_scheduler_type="constant", mu_dtype="bfloat16")
+    step = {"freeze": ("embedding/*", "*/scale"), "ema_decay": 0.99, "neftune_alpha": 5.0, "dropout": 0.1}
+    text = " ".join(print_text(CELLS, optim=optim, step=step).split())
+    assert "optimizer: lion (b1 0.9, b2 0.99, mu_dtype bfloat16); learning rate 0.0001, constant; " in text
+    assert (
+        f"{(32 * 16 + 5 * 16) / 5968:.1%} of 5,968 parameters frozen; average of parameters with decay 0.99; " in text
+    )
+    assert text.endswith("NEFTune noise, alpha 5; dropout 0.1")

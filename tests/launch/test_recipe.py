@@ -110,7 +110,7 @@ MISTAKES = [
     ("optim.learning_rate=.nan", "optim.learning_rate: nan is not a finite number; give one"),
     ("compute.dtype=fp16", "compute.dtype: 'fp16' is not one of bfloat16, float32. Did you mean 'bfloat16'?"),
     ("optim.lr_scheduler_type=cosin",
-     "optim.lr_scheduler_type: 'cosin' is not one of constant, cosine, linear. Did you mean 'cosine'?"),
+     "optim.lr_scheduler_type: 'cosin' is not one of constant, cosine, inverse_sqrt, linear, "),
     ("data.sources.0.kind=clr", "data.sources.0.kind: 'clr' is not one of cldr, files, procedural. "
      "Did you mean 'cldr'?"),
     ("data.sources.0.fcts=3",
@@ -301,6 +301,7 @@ def test_what_changes_no_result_may_change(tmp_path, recipe_file):
         ("run.seed=3", "run.seed: 0 there, 3 here"),
         ("train.steps=101", "train.steps: 100 there, 101 here"),
         ("train.batch_rows=32", "train.batch_rows: 16 there, 32 here"),
+        ("optim.name=lion", "another recipe's run: optim.name: 'adamw' there, 'lion' here; "),
         ("optim.learning_rate=2e-3", "optim.learning_rate: 0.001 there, 0.002 here"),
         ("model.dim=64", "model.dim: 128 there, 64 here"),
         ("data.sources.0.languages=[no]", "data.sources.0.languages.1: 'sw' there, '(absent)' here"),

@@ -21,7 +21,7 @@ from launch.plan_ahead import roofline
 from launch.plan_ahead.chips import CHIPS, GIB
 from launch.plan_ahead.costs import count_flops
 from launch.plan_ahead.hlo import parse_program
-from launch.plan_ahead.memory import split_memory
+from launch.plan_ahead.memory import bytes_of_chip, bytes_of_gradients, split_memory
 from launch.plan_ahead.plan import make_plan
 from launch.plan_ahead.program import ASSUMED_LANGUAGES, compile_step, make_step, parse_exceeded, resolve_config
 from launch.plan_ahead.run import EXIT_DOES_NOT_FIT, run_plan_ahead
@@ -145,6 +145,16 @@ def test_memory_by_kind_is_that_of_the_shards_and_adds_up(tiny_step):
     assert memory.activations > 0 and memory.padding >= 0
     kinds = [getattr(memory, name) for name in memory.__struct_fields__ if name not in ("total", "available")]
     assert sum(kinds) == memory.total == compiled.total_bytes
+
+
+def test_frozen_parameters_cost_no_moments_or_gradient_and_an_average_costs_its_copy(tiny):
+    """Abstract: nothing is compiled. Adam has two moments and two step counts."""
+    train = msgspec.structs.replace(tiny.train, freeze=("layers/*",), ema_decay=0.9)
+    with jax.set_mesh(mesh_of((4, 2))):
+        step = make_step(msgspec.structs.replace(tiny, train=train), tiny.model, trained_share=1.0)
+        outside = bytes_of_chip({key: tree for key, tree in step.state.params.items() if key != "layers"})
+        assert 0 < outside == bytes_of_gradients(step) == bytes_of_chip(step.state.ema)
+        assert bytes_of_chip(step.state.opt_state) == 2 * outside + 2 * 4
 
 
 def test_the_compiled_products_are_those_of_the_formula(tiny):
