@@ -94,10 +94,9 @@ def test_every_parameter_is_known_as_matrices_or_vectors():
 @pytest.mark.parametrize(
     ("name", "mesh"),
     [
-        ("muon", (8, 1, 1)),
         *((name, (2, 2, 2)) for name in ("adafactor", "lion", "muon")),
         *(pytest.param(name, (2, 1, 4), marks=pytest.mark.slow) for name in ("adafactor", "lion", "muon")),
-        pytest.param("adafactor", (8, 1, 1), marks=pytest.mark.slow),
+        *(pytest.param(name, (8, 1, 1), marks=pytest.mark.slow) for name in ("adafactor", "muon")),
     ],
     ids=str,
 )
