@@ -27,6 +27,7 @@ from launch.runtime import lock_run_dir, set_up_process, use_mesh
 from launch.shared import check_alike, check_shared, print_waiting
 from launch.together import fail_together
 from model import transformer
+from model.attention_choice import choose_attention, platform_in_use
 from model.checkpoint import newest_step
 from model.config import ModelConfig
 from model.parallel import AxisRules, check_divisible, sharded_sizes
@@ -99,13 +100,16 @@ def _say_outcome(outcome: Outcome, run_dir: Path, console: Console) -> None:
 
 
 def check_sizes(recipe: Recipe, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> None:
-    """Raises ValueError, before any data is read: a size the mesh does not divide, a warm-up that does not fit."""
+    """Raises ValueError, before any data is read: a size the mesh does not divide, a warm-up that does not fit,
+    a model that the wanted attention kernel cannot serve.
+    """
     if recipe.train.steps is not None:
         make_schedule(recipe.optim, recipe.train.steps)
     axes = AxisRules()
     rows = recipe.train.batch_rows // recipe.train.microbatches
     microbatch = {"rows per microbatch (train.batch_rows / train.microbatches)": (rows, axes.batch)}
     check_divisible({**microbatch, **sharded_sizes(cfg, axes)}, mesh)
+    choose_attention(cfg, recipe.compute, platform=platform_in_use(), row_length=recipe.data.packing.row_length)
 
 
 def resolve_model(cfg: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:

@@ -7,18 +7,22 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from model.attention import cached_mask, distances, packed_mask
+from model.attention import Places, cached_mask, distances, packed_mask
+from model.attention_choice import Kernel, choose_attention, platform_in_use
 from model.block import Block, Cache, Context, embedding_of, final_norm, head_of, run
-from model.config import ComputeConfig, LayerKind, ModelConfig, RopeConfig, Stack, group_layers
+from model.config import ComputeConfig, ModelConfig, RopeConfig, Stack, group_layers
 from model.layers import Norm, soft_cap
 from model.moe import RouterSums, add_sums, no_sums
 from model.parallel import AxisRules
-from model.rope import depends_on_length, make_rotation
+from model.rope import Rotation, depends_on_length, make_rotation
 
 Params = dict[str, Any]
 """Nested dict of arrays, float32 in training. `layers` holds one entry per stack (`model.config.group_layers`), named
 by its first layer; its arrays have a leading dimension over the stack's layers (or, from `unstack`, it is a tuple of
 the layers' trees)."""
+
+
+DENSE = Kernel(name="dense", block=0)
 
 
 class KVCache(NamedTuple):
@@ -49,7 +53,7 @@ def init(cfg: ModelConfig, axes: AxisRules, key: jax.Array) -> Params:
     }
     if cfg.embedding_norm:
         params["embedding_norm"] = Norm(cfg, cfg.norm_bias).init(key, hidden)["params"]
-    context = _packed_context(cfg, jnp.ones((1, 1), jnp.int32), ids)
+    context = _packed_context(cfg, DENSE, jnp.ones((1, 1), jnp.int32), ids)
 
     def init_stack(stack: Stack) -> Any:
         block = Block(cfg, stack.kind, whole)
@@ -125,7 +129,8 @@ def apply_hidden(
 
     Their products with `head_weight`, accumulated in float32 and passed through `finish_logits`, are the logits.
     """
-    context = _packed_context(cfg, segments_BT, positions_BT)
+    kernel = choose_attention(cfg, compute, platform=platform_in_use(), row_length=segments_BT.shape[1])
+    context = _packed_context(cfg, kernel, segments_BT, positions_BT)
     x_BTD = _embed(cfg, axes, params, tokens_BT, compute)
     x_BTD, _, sums = _run_layers(cfg, axes, params, x_BTD, context, None, compute)
     return _last_hidden(cfg, axes, params, x_BTD, at_BK), sums
@@ -317,7 +322,9 @@ def _logits(cfg: ModelConfig, axes: AxisRules, params: Params, x_BTD):
     return finish_logits(cfg, run(head_of(cfg, axes), params["head"], x_BTD))
 
 
-def _packed_context(cfg: ModelConfig, segments_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]) -> Context:
+def _packed_context(
+    cfg: ModelConfig, kernel: Kernel, segments_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]
+) -> Context:
     def mask(window: int) -> Bool[Array, "B T S"]:
         return packed_mask(segments_BT, positions_BT, window)
 
@@ -325,7 +332,16 @@ def _packed_context(cfg: ModelConfig, segments_BT: Int[Array, "B T"], positions_
         is_same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
         return 1 + jnp.max(jnp.where(is_same_BTT, positions_BT[:, None, :], 0), axis=-1)
 
-    return _make_context(cfg, positions_BT, positions_BT, mask, lengths, None, segments_BT > 0)
+    rotations, is_dense = _make_rotations(cfg, positions_BT, lengths), kernel.name == "dense"
+    return Context(
+        rotations=rotations,
+        kernel=kernel,
+        places=None if is_dense else Places(segments_BT, positions_BT),
+        masks=_by_window(cfg, mask) if is_dense else {},
+        distance_BTS=distances(positions_BT, positions_BT) if cfg.alibi and is_dense else None,
+        slots_BT=None,
+        is_real_BT=segments_BT > 0,
+    )
 
 
 def _cached_context(
@@ -338,20 +354,22 @@ def _cached_context(
         wanted_B = jnp.full_like(positions_BT[:, 0], slots) if text_lengths_B is None else text_lengths_B
         return jnp.broadcast_to(wanted_B[:, None], positions_BT.shape)
 
-    keys_1S = jnp.arange(slots)[None]
-    return _make_context(
-        cfg, positions_BT, keys_1S, mask, lengths, positions_BT, jnp.ones_like(positions_BT, dtype=bool)
-    )
-
-
-def _make_context(cfg: ModelConfig, positions_BT, keys_BS, mask, lengths, slots_BT, is_real_BT) -> Context:
-    kinds: set[LayerKind] = set(cfg.kinds)
-    ropes: set[RopeConfig] = {kind.rope for kind in kinds if kind.rope is not None}
-    lengths_BT = lengths() if any(map(depends_on_length, ropes)) else positions_BT
     return Context(
-        rotations={rope: make_rotation(rope, positions_BT, lengths_BT, head_dim=cfg.head_dim) for rope in ropes},
-        masks={window: mask(window) for window in {kind.window for kind in kinds}},
-        distance_BTS=distances(positions_BT, keys_BS) if cfg.alibi else None,
-        slots_BT=slots_BT,
-        is_real_BT=is_real_BT,
+        rotations=_make_rotations(cfg, positions_BT, lengths),
+        kernel=DENSE,
+        places=None,
+        masks=_by_window(cfg, mask),
+        distance_BTS=distances(positions_BT, jnp.arange(slots)[None]) if cfg.alibi else None,
+        slots_BT=positions_BT,
+        is_real_BT=jnp.ones_like(positions_BT, dtype=bool),
     )
+
+
+def _make_rotations(cfg: ModelConfig, positions_BT, lengths) -> dict[RopeConfig, Rotation]:
+    ropes: set[RopeConfig] = {kind.rope for kind in cfg.kinds if kind.rope is not None}
+    lengths_BT = lengths() if any(map(depends_on_length, ropes)) else positions_BT
+    return {rope: make_rotation(rope, positions_BT, lengths_BT, head_dim=cfg.head_dim) for rope in ropes}
+
+
+def _by_window(cfg: ModelConfig, mask) -> dict[int, Bool[Array, "B T S"]]:
+    return {window: mask(window) for window in {kind.window for kind in cfg.kinds}}
