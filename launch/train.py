@@ -191,6 +191,8 @@ def write_run_card(recipe: Recipe, prepared: Prepared, job: TrainJob, outcome: O
     """Writes `run_card.json`: what this run was, for reports, exports and comparisons."""
     abstract = transformer.abstract(job.spec.model, job.spec.axes)
     records = read_metrics(job.run_dir)
+    length = recipe.data.packing.row_length
+    kernel = choose_attention(job.spec.model, job.spec.compute, platform=platform_in_use(), row_length=length)
     card: dict[str, Any] = {
         "name": job.run_dir.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -207,6 +209,7 @@ def write_run_card(recipe: Recipe, prepared: Prepared, job: TrainJob, outcome: O
         "devices": describe_devices(),
         "mesh": dict(jax.sharding.get_mesh().shape),
         "compute": msgspec.to_builtins(recipe.compute),
+        "attention": {"kernel": kernel.name, "block": kernel.block},
         "versions": library_versions(),
         "git": git_state(),
         "train_seconds": round(_busy_seconds(records), 1),

@@ -27,9 +27,9 @@ def _without_cache():
     jax.config.update("jax_enable_compilation_cache", True)
 
 
-def compile_gradient(topology, mesh, *, length=256, width=128, dtype=jnp.bfloat16, **asked):
+def compile_gradient(topology, mesh, *, name="splash", length=256, width=128, dtype=jnp.bfloat16, **asked):
     """The program of one chip: 4 rows, 8 heads, 4 of keys."""
-    kernel = Kernel(name="splash", block=128)
+    kernel = Kernel(name=name, block=128)
 
     def total(q, k, v, segments_BT, positions_BT):
         places = Places(segments_BT, positions_BT)
@@ -71,3 +71,10 @@ def test_splash_compiles_for_what_models_ask_of_it(asked):
     assert sorted(name.split("_segmented")[0] for name in kernels) == [
         "splash_mha_dkv", "splash_mha_dq", "splash_mha_fwd"
     ]  # fmt: skip
+
+
+def test_blockwise_compiles_for_what_splash_has_not():
+    """Its products are counted from the program: 2 forwards and 5 backwards, of three pairs of blocks."""
+    program = compile_gradient("v5e:2x2", MeshConfig(fsdp=4), name="blockwise", alibi=True, softcap=50.0, window=200)
+    assert program.unknown_loops() == []
+    assert count_flops(program) == 2 * (2 + 5) * 3 * (8 * 128 * 128 * 128)
