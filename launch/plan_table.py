@@ -11,6 +11,7 @@ from rich.text import Text
 
 from data.languages import own_name, script_of
 from data.printable import isolate
+from model.attention_choice import choose_attention, describe_attention
 from model.parallel import describe_axes, ways
 from model.transformer import abstract, count_parameters
 from train.chunked_loss import chunk_positions
@@ -60,12 +61,14 @@ def share_by(cells: Sequence[dict[str, Any]], field: str) -> dict[str, Share]:
 def print_plan(summary: dict[str, Any], job: TrainJob, mesh: jax.sharding.Mesh, console: Console) -> None:
     """Prints sources, languages and the resolved choices of the run."""
     print_mixture(summary, console)
+    platform, length = mesh.devices.flat[0].platform, summary["row_length"]
+    kernel = choose_attention(job.spec.model, job.spec.compute, platform=platform, row_length=length)
     mean_k = sum(job.most_trained_S) / len(job.most_trained_S)
     console.print(
-        f"mesh {describe_axes(mesh.shape)} on {mesh.devices.size} {mesh.devices.flat[0].platform} device(s); "
-        f"compute {job.spec.compute.dtype}, parameters float32; attention: dot product, masked by segment; "
+        f"mesh {describe_axes(mesh.shape)} on {mesh.devices.size} {platform} device(s); "
+        f"compute {job.spec.compute.dtype}, parameters float32; attention: {describe_attention(kernel)}; "
         f"loss: {describe_head(job.spec, mesh)}, logits at trained positions only (on average {mean_k:.0f} of "
-        f"{summary['row_length']} a row); "
+        f"{length} a row); "
         f"remat {job.spec.compute.remat}; microbatches {job.spec.microbatches}",
         highlight=False,
     )

@@ -27,6 +27,7 @@ from launch.runtime import lock_run_dir, set_up_process, use_mesh
 from launch.shared import check_alike, check_shared, print_waiting
 from launch.together import fail_together
 from model import transformer
+from model.attention_choice import choose_attention, platform_in_use
 from model.checkpoint import newest_step
 from model.config import ModelConfig
 from model.parallel import check_divisible, sharded_sizes, ways
@@ -100,7 +101,8 @@ def _say_outcome(outcome: Outcome, run_dir: Path, console: Console) -> None:
 
 def check_sizes(recipe: Recipe, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> None:
     """Raises ValueError, before any data is read: a size the mesh does not divide, a warm-up that does not fit, a
-    pattern that matches no parameter."""
+    pattern that matches no parameter, a model that the wanted attention kernel cannot serve.
+    """
     check_patterns(recipe.optim, recipe.train.freeze, cfg)
     if recipe.train.steps is not None:
         make_schedule(recipe.optim, recipe.train.steps)
@@ -109,6 +111,7 @@ def check_sizes(recipe: Recipe, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> No
     microbatch = {"rows per microbatch (train.batch_rows / train.microbatches)": (rows, axes.batch)}
     length = {"data.packing.row_length": (recipe.data.packing.row_length, axes.length)}
     check_divisible({**microbatch, **length, **sharded_sizes(cfg, axes)}, mesh)
+    choose_attention(cfg, recipe.compute, platform=platform_in_use(), row_length=recipe.data.packing.row_length)
 
 
 def resolve_model(cfg: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
@@ -196,6 +199,8 @@ def write_run_card(recipe: Recipe, prepared: Prepared, job: TrainJob, outcome: O
     """Writes `run_card.json`: what this run was, for reports, exports and comparisons."""
     abstract = transformer.abstract(job.spec.model, job.spec.axes)
     records = read_metrics(job.run_dir)
+    length = recipe.data.packing.row_length
+    kernel = choose_attention(job.spec.model, job.spec.compute, platform=platform_in_use(), row_length=length)
     card: dict[str, Any] = {
         "name": job.run_dir.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -212,6 +217,7 @@ def write_run_card(recipe: Recipe, prepared: Prepared, job: TrainJob, outcome: O
         "devices": describe_devices(),
         "mesh": dict(jax.sharding.get_mesh().shape),
         "compute": msgspec.to_builtins(recipe.compute),
+        "attention": {"kernel": kernel.name, "block": kernel.block},
         "versions": library_versions(),
         "git": git_state(),
         "train_seconds": round(_busy_seconds(records), 1),

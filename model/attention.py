@@ -1,7 +1,7 @@
 """Grouped-query attention over packed rows: masks, distances and the weighted sum."""
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +12,36 @@ from model.contraction import contract
 from model.layers import soft_cap
 
 
+class Places(NamedTuple):
+    """Where queries, or keys, stand in the packed rows they are of."""
+
+    segments_BT: Int[Array, "B T"]
+    positions_BT: Int[Array, "B T"]
+    """Within the segment, rising by one."""
+    index_T: Int[Array, "T"] | None = None
+    """Within the row, the same in every row; None: they are whole rows, 0 to T - 1."""
+
+    def indices(self) -> Int[Array, "T"]:
+        """`index_T`, given or not."""
+        return jnp.arange(self.segments_BT.shape[1], dtype=jnp.int32) if self.index_T is None else self.index_T
+
+
 def packed_mask(
     segments_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"], window: int = 0
 ) -> Bool[Array, "B T T"]:
+    """`visible` of whole rows."""
+    return visible(Places(segments_BT, positions_BT), Places(segments_BT, positions_BT), window)
+
+
+def visible(query: Places, key: Places, window: int = 0) -> Bool[Array, "B T S"]:
     """True where a query may look: at its own segment, at or before itself, less than `window` before if that is not 0.
 
     Segments (1 1 2 0) give, query by query: 1000, 1100, 0010, 0001. Padding sees only padding, so no row of the mask
     is empty and the softmax stays finite.
     """
-    length = segments_BT.shape[1]
-    causal_TS = jnp.tril(jnp.ones((length, length), dtype=bool))
-    mask_BTT = (segments_BT[:, :, None] == segments_BT[:, None, :]) & causal_TS[None]
-    return mask_BTT & (distances(positions_BT, positions_BT) < window) if window else mask_BTT
+    causal_TS = key.indices()[None, :] <= query.indices()[:, None]
+    mask_BTS = (query.segments_BT[:, :, None] == key.segments_BT[:, None, :]) & causal_TS[None]
+    return mask_BTS & (distances(query.positions_BT, key.positions_BT) < window) if window else mask_BTS
 
 
 def cached_mask(positions_BT: Int[Array, "B T"], slots: int, window: int = 0) -> Bool[Array, "B T S"]:

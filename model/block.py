@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from model.attention import attend
+from model.attention import Places, attend
+from model.attention_choice import Kernel
+from model.attention_packed import attend_packed
 from model.config import LayerKind, ModelConfig, RopeConfig
 from model.layers import Einsum, Embedding, Norm, activate
 from model.moe import Experts
@@ -21,10 +23,14 @@ class Context(NamedTuple):
     """What every layer of one forward pass shares."""
 
     rotations: dict[RopeConfig, Rotation]
+    kernel: Kernel
+    """Of attention without a cache. With one it is always dense."""
+    places: Places | None
+    """Of queries and keys, for kernels that make no mask of them."""
     masks: dict[int, Bool[Array, "B T S"]]
-    """By window."""
+    """By window, for dense attention."""
     distance_BTS: Int[Array, "B T S"] | None
-    """For ALiBi."""
+    """For ALiBi in dense attention."""
     slots_BT: Int[Array, "B T"] | None
     """Where in the cache the tokens' keys and values go."""
     is_real_BT: Bool[Array, "B T"]
@@ -71,7 +77,6 @@ class Attention(nn.Module):
     ) -> tuple[Float[Array, "B T D"], Cache | None]:
         """The attended vectors, and this layer's cache with the new keys and values written at the context's slots."""
         cfg, axes = self.cfg, self.axes
-        heads_spec = axes.spec("batch", "length", "heads", None)
         q_BTNH, k_BSKH, v_BSKH = (
             self._project(name, heads, x_BTD)
             for name, heads in (("query", cfg.num_heads), ("key", cfg.num_kv_heads), ("value", cfg.num_kv_heads))
@@ -88,18 +93,7 @@ class Attention(nn.Module):
                 rotate, rotation=context.rotations[self.kind.rope], interleaved=self.kind.rope.interleaved
             )
             q_BTNH, k_BSKH = turn(q_BTNH), turn(k_BSKH)
-        if cache is None:
-            # Where positions are sharded, each device's queries look at the keys of all.
-            k_BSKH, v_BSKH = jax.sharding.reshard((k_BSKH, v_BSKH), axes.spec("batch", None, "heads", None))
-            layout, k, v = "BKHS", k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 3, 1)
-        else:
-            cache = Cache(*(self._write(old, new, context) for old, new in zip(cache, (k_BSKH, v_BSKH), strict=True)))
-            layout, (k, v) = "BKSH", cache
-        out_BTNH = attend(
-            q_BTNH, k, v, context.masks[self.kind.window], layout=layout,
-            scale=cfg.query_scale or cfg.head_dim**-0.5, out_spec=heads_spec,
-            softcap=cfg.attention_softcap, alibi_BTS=context.distance_BTS,
-        )  # fmt: skip
+        out_BTNH, cache = self._attend(q_BTNH, k_BSKH, v_BSKH, context, cache)
         out = Einsum(
             "BTNH,NHD->BTD",
             (cfg.num_heads, cfg.head_dim, cfg.dim),
@@ -110,6 +104,30 @@ class Attention(nn.Module):
             name="out",
         )
         return out(out_BTNH), cache
+
+    def _attend(self, q_BTNH, k_BSKH, v_BSKH, context: Context, cache: Cache | None) -> tuple[Array, Cache | None]:
+        cfg, axes, window = self.cfg, self.axes, self.kind.window
+        scale = cfg.query_scale or cfg.head_dim**-0.5
+        if cache is None and context.places is not None:
+            # Where a row's positions are on several devices, each one's queries look at the keys of all.
+            query = context.places._replace(index_T=context.places.indices())
+            out_BTNH = attend_packed(
+                q_BTNH, k_BSKH, v_BSKH, query, context.places, kernel=context.kernel, scale=scale, axes=axes,
+                window=window, softcap=cfg.attention_softcap, alibi=cfg.alibi,
+            )  # fmt: skip
+            return out_BTNH, None
+        if cache is None:
+            k_BSKH, v_BSKH = jax.sharding.reshard((k_BSKH, v_BSKH), axes.spec("batch", None, "heads", None))
+            layout, k, v = "BKHS", k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 3, 1)
+        else:
+            cache = Cache(*(self._write(old, new, context) for old, new in zip(cache, (k_BSKH, v_BSKH), strict=True)))
+            layout, (k, v) = "BKSH", cache
+        out_BTNH = attend(
+            q_BTNH, k, v, context.masks[window], layout=layout, scale=scale,
+            out_spec=axes.spec("batch", "length", "heads", None), softcap=cfg.attention_softcap,
+            alibi_BTS=context.distance_BTS,
+        )  # fmt: skip
+        return out_BTNH, cache
 
     def _project(self, name: str, heads: int, x_BTD: Float[Array, "B T D"]) -> Float[Array, "B T N H"]:
         cfg, axes = self.cfg, self.axes

@@ -242,6 +242,10 @@ def group_layers(kinds: tuple[LayerKind, ...]) -> tuple[tuple[Stack, ...], ...]:
     return tuple(groups)
 
 
+AttentionName = Literal["dense", "blockwise", "splash", "cudnn"]
+"""Ways to compute attention in a pass over packed rows: see `model.attention_choice`."""
+
+
 class ComputeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the same function is computed: precision, memory, unrolling. Never part of a checkpoint's meaning.
 
@@ -253,6 +257,11 @@ class ComputeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     remat: Literal["none", "products", "block", "offload"] = "none"
     """What is computed again in the backward pass, from least to most (`model.remat`). `products`: all but products of
     weights; `block`: all but each layer's input; `offload`: as `block`, and the inputs wait in the host's memory."""
+    attention: Literal["auto"] | AttentionName = "auto"
+    """Of passes over packed rows. `auto`: `splash` on TPU, `cudnn` on GPU, or an error where that cannot serve the
+    model; on CPU `dense` for short rows and `blockwise` for long ones. `blockwise` serves every model everywhere."""
+    attention_block: Annotated[int, msgspec.Meta(ge=16)] | None = None
+    """Most positions of queries, and of keys, in a block of `blockwise` or `splash`. None: what suits the device."""
     scan_unroll: AtLeastOne = 1
     """Repeats of the layer pattern in one iteration of the scan; all of them: longer compile, faster on CPU."""
     unroll_decoding: bool = False

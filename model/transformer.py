@@ -6,16 +6,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import msgspec
-from jaxtyping import Array, Bool, Float, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
-from model.attention import cached_mask, distances, packed_mask
+from model.attention_choice import choose_attention, platform_in_use
 from model.block import Block, Cache, Context, embedding_of, final_norm, head_of, run
-from model.config import ComputeConfig, LayerKind, ModelConfig, RopeConfig, Stack, group_layers
+from model.config import ComputeConfig, ModelConfig, Stack, group_layers
+from model.context import DENSE, cached_context, packed_context
 from model.layers import Norm, soft_cap
 from model.moe import RouterSums, add_sums, no_sums
 from model.parallel import AxisRules
 from model.remat import name_input, remat
-from model.rope import depends_on_length, make_rotation
 
 Params = dict[str, Any]
 """Nested dict of arrays, float32 in training. `layers` holds one entry per stack (`model.config.group_layers`), named
@@ -57,7 +57,7 @@ def init(cfg: ModelConfig, axes: AxisRules, key: jax.Array) -> Params:
     }
     if cfg.embedding_norm:
         params["embedding_norm"] = Norm(cfg, cfg.norm_bias).init(key, hidden)["params"]
-    context = _packed_context(cfg, whole, jnp.ones((1, 1), jnp.int32), ids)
+    context = packed_context(cfg, whole, DENSE, jnp.ones((1, 1), jnp.int32), ids)
 
     def init_stack(stack: Stack) -> Any:
         block = Block(cfg, stack.kind, whole)
@@ -137,7 +137,8 @@ def apply_hidden(
     Their products with `head_weight`, accumulated in float32 and passed through `finish_logits`, are the logits.
     `noise`: in training only.
     """
-    context = _packed_context(cfg, axes, segments_BT, positions_BT)
+    kernel = choose_attention(cfg, compute, platform=platform_in_use(), row_length=segments_BT.shape[1])
+    context = packed_context(cfg, axes, kernel, segments_BT, positions_BT)
     context = context._replace(disturb=noise.branches) if noise else context
     x_BTD = _embed(cfg, axes, params, tokens_BT, compute, noise)
     x_BTD, _, sums = _run_layers(cfg, axes, params, x_BTD, context, None, compute)
@@ -182,7 +183,7 @@ def apply_cached(
     `text_lengths_B` is how long each row's text may become, all calls together; only rotations that depend on the
     length of a text (`model.rope`) ask for it, so that all of its keys are turned alike. None: as many as slots.
     """
-    context = _cached_context(cfg, positions_BT, cache.slots, text_lengths_B)
+    context = cached_context(cfg, positions_BT, cache.slots, text_lengths_B)
     x_BTD = _embed(cfg, axes, params, tokens_BT, compute)
     x_BTD, stacks, _ = _run_layers(cfg, axes, params, x_BTD, context, cache.stacks, compute)
     x_BTD = _last_hidden(cfg, axes, params, x_BTD, at_BK)
@@ -348,49 +349,3 @@ def _logits(cfg: ModelConfig, axes: AxisRules, params: Params, x_BTD):
     if cfg.tied_head:
         return finish_logits(cfg, run(embedding_of(cfg, axes), params["embedding"], x_BTD, method="decode"))
     return finish_logits(cfg, run(head_of(cfg, axes), params["head"], x_BTD))
-
-
-def _packed_context(
-    cfg: ModelConfig, axes: AxisRules, segments_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]
-) -> Context:
-    def mask(window: int) -> Bool[Array, "B T S"]:
-        whole_BTS = packed_mask(segments_BT, positions_BT, window)
-        return jax.sharding.reshard(whole_BTS, axes.spec("batch", "length", None))
-
-    def lengths() -> Int[Array, "B T"]:
-        is_same_BTT = segments_BT[:, :, None] == segments_BT[:, None, :]
-        return share(1 + jnp.max(jnp.where(is_same_BTT, positions_BT[:, None, :], 0), axis=-1))
-
-    def share(x_BT):
-        return jax.sharding.reshard(x_BT, axes.spec("batch", "length"))
-
-    return _make_context(cfg, share(positions_BT), positions_BT, mask, lengths, None, share(segments_BT > 0))
-
-
-def _cached_context(
-    cfg: ModelConfig, positions_BT: Int[Array, "B T"], slots: int, text_lengths_B: Int[Array, "B"] | None
-) -> Context:
-    def mask(window: int) -> Bool[Array, "B T S"]:
-        return cached_mask(positions_BT, slots, window)
-
-    def lengths() -> Int[Array, "B T"]:
-        wanted_B = jnp.full_like(positions_BT[:, 0], slots) if text_lengths_B is None else text_lengths_B
-        return jnp.broadcast_to(wanted_B[:, None], positions_BT.shape)
-
-    keys_1S = jnp.arange(slots)[None]
-    return _make_context(
-        cfg, positions_BT, keys_1S, mask, lengths, positions_BT, jnp.ones_like(positions_BT, dtype=bool)
-    )
-
-
-def _make_context(cfg: ModelConfig, positions_BT, keys_BS, mask, lengths, slots_BT, is_real_BT) -> Context:
-    kinds: set[LayerKind] = set(cfg.kinds)
-    ropes: set[RopeConfig] = {kind.rope for kind in kinds if kind.rope is not None}
-    lengths_BT = lengths() if any(map(depends_on_length, ropes)) else positions_BT
-    return Context(
-        rotations={rope: make_rotation(rope, positions_BT, lengths_BT, head_dim=cfg.head_dim) for rope in ropes},
-        masks={window: mask(window) for window in {kind.window for kind in kinds}},
-        distance_BTS=distances(positions_BT, keys_BS) if cfg.alibi else None,
-        slots_BT=slots_BT,
-        is_real_BT=is_real_BT,
-    )

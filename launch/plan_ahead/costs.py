@@ -15,6 +15,10 @@ _FREE = frozenset(
     }
 )  # fmt: skip
 _KERNEL = 'custom_call_target="tpu_custom_call"'
+_SPLASH = re.compile(r"splash_mha_(fwd|dq|dkv)\w*/pallas_call")
+_SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+"""Matrix products for one pair of blocks: scores and weighted sums; in each kernel of the gradient the scores and the
+weights' gradient again, and one product for what it is the gradient of."""
 _SLICES = ("dynamic-slice", "slice", "gather")
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 """What changes its first operand in place, and which operand holds the new values."""
@@ -38,7 +42,7 @@ def unknown_kernels(program: Program) -> list[str]:
             visit.instruction.name
             for visit in program.visits()
             if _KERNEL in visit.instruction.attributes
-            and _estimate(visit.instruction) is None
+            and _estimate(visit.instruction, visit.computation) is None
             and any("f" in shape.dtype for shape in visit.computation.operand_shapes(visit.instruction))
         }
     )
@@ -49,7 +53,8 @@ def count_bytes(program: Program) -> int:
 
     Each instruction, or fusion, reads its operands once and writes its results once; of an array that it only takes
     slices of, or updates in place, the slices. What the compiler keeps in nearer memory costs nothing, nor does what
-    a collective that runs inside of fusions reads and writes.
+    a collective that runs inside of fusions reads and writes. A kernel counts as if it read its operands once, though
+    splash attention reads keys and values again for each block of queries.
     """
     return sum(
         visit.times * _bytes(visit.instruction, visit.computation, program.computations)
@@ -70,16 +75,35 @@ def _flops(item: Instruction, computation: Computation) -> int:
         # Every row meets one group's matrix.
         return 2 * math.prod(left) * (math.prod(right) // right[0] // left[-1])
     if _KERNEL in item.attributes:
-        return _estimate(item) or 0
+        return _estimate(item, computation) or 0
     if item.opcode == "custom-call" and re.search(r'custom_call_target="[^"]*(matmul|gemm|dot)', item.attributes, re.I):
         raise ValueError(f"the compiled program leaves a matrix product to a library: {item.attributes[:120]!r}")
     return 0
 
 
-def _estimate(item: Instruction) -> int | None:
-    """FLOPs that a kernel states, as that for a mixture's products by group does: each row with one matrix."""
+def _estimate(item: Instruction, computation: Computation) -> int | None:
+    """FLOPs that a kernel states, as that for a mixture's products by group does (each row with one matrix), or that
+    are known of it."""
+    if splash := _SPLASH.search(item.attributes):
+        return _splash_flops(splash.group(1), item, computation)
     stated = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', item.attributes)
     return int(stated.group(1)) if stated else None
+
+
+def _splash_flops(part: str, item: Instruction, computation: Computation) -> int:
+    """FLOPs of a splash attention kernel, which states none: of the pairs of blocks it visits, every one whole.
+
+    Its first operand says which to visit, (1, n, w) for n blocks of queries that visit at most w of keys each (or the
+    other way round): block i has i + 1 in its past, with a window no more than w. The third holds the queries (..., N,
+    T, H). Where queries are a part of their rows, every block counts w.
+    """
+    shapes = [shape.dims for shape in computation.operand_shapes(item)]
+    visited, queries, keys = sorted(shapes[0][-2:]), shapes[2], shapes[3]
+    most, count = visited
+    pairs = sum(min(i + 1, most) for i in range(count)) if queries[-2] == keys[-2] else most * count
+    of_queries, of_keys, *_ = re.findall(r'block_(?:q|kv)(?:_d\w+)?\\?": (\d+)', item.attributes)
+    per_pair = math.prod(queries[:-2]) * int(of_queries) * int(of_keys) * queries[-1]
+    return 2 * _SPLASH_PRODUCTS[part] * pairs * per_pair
 
 
 def _convolution_flops(item: Instruction, computation: Computation) -> int:

@@ -145,7 +145,7 @@ def parse_program(text: str) -> Program:
     """The program of a compiled executable's `as_text()`."""
     computations: dict[str, Computation] = {}
     entry, name, lines = "", "", {}
-    for line in text.splitlines():
+    for line in _whole_lines(text):
         if name and line.startswith("}"):
             computations[name] = Computation(name=name, instructions=lines)
             name = ""
@@ -157,6 +157,18 @@ def parse_program(text: str) -> Program:
             entry = name if head.group(1) else entry
     assert entry, "the text of a compiled program has an entry"
     return Program(computations=computations, entry=entry)
+
+
+def _whole_lines(text: str) -> Iterator[str]:
+    """Yields the lines, and puts back to its line what a TPU's compiler breaks off: a kernel's metadata, in JSON."""
+    whole = ""
+    for line in text.splitlines():
+        if line.startswith(('"', "}}")):
+            whole += line
+            continue
+        yield whole
+        whole = line
+    yield whole
 
 
 def parse_shapes(text: str) -> tuple[Shape, ...]:

@@ -16,6 +16,7 @@ from launch.plan_ahead.memory import MemoryPlan, head_trips, split_memory
 from launch.plan_ahead.program import ASSUMED_LANGUAGES, AbstractStep, CompiledStep, compile_step, make_step
 from launch.plan_ahead.topology import Topology
 from model import transformer
+from model.attention_choice import Kernel, choose_attention, describe_attention
 from model.config import ModelConfig
 
 
@@ -26,6 +27,8 @@ class AheadPlan(msgspec.Struct, frozen=True, kw_only=True):
     compiler: str
     """Whose compiler the numbers come from: tpu, or cpu where a GPU's are estimated."""
     mesh: dict[str, int]
+    attention: str
+    """The kernel, in words."""
     remat: str
     microbatches: int
     batch_rows: int
@@ -56,7 +59,9 @@ def make_plan(recipe: Recipe, cfg: ModelConfig, topology: Topology, *, trained_s
     Raises ValueError for sizes the mesh does not divide, before anything is compiled.
     """
     mesh = jax.sharding.get_mesh()
-    step = make_step(recipe, cfg, trained_share=trained_share)
+    length = recipe.data.packing.row_length
+    kernel = choose_attention(cfg, recipe.compute, platform=topology.platform, row_length=length)
+    step = make_step(_compilable(recipe, kernel, topology), cfg, trained_share=trained_share)
     compiled = compile_step(step)
     flops, moved, traffic = _read_text(step, compiled, dict(mesh.shape))
     drawn = None
@@ -66,14 +71,15 @@ def make_plan(recipe: Recipe, cfg: ModelConfig, topology: Topology, *, trained_s
         topology=topology.name,
         compiler=topology.compiler,
         mesh=dict(mesh.shape),
+        attention=describe_attention(kernel),
         remat=recipe.compute.remat,
         microbatches=recipe.train.microbatches,
         batch_rows=recipe.train.batch_rows,
-        row_length=recipe.data.packing.row_length,
+        row_length=length,
         head_positions=step.spec.most_trained,
         parameters=transformer.count_parameters(step.state.params),
         used_parameters=roofline.used_parameters(cfg, step.state.params),
-        assumptions=tuple(list_assumptions(step, topology)),
+        assumptions=tuple(list_assumptions(step, topology, kernel)),
         memory=split_memory(step, compiled, topology.memory_bytes),
         flops=flops,
         moved_bytes=moved,
@@ -83,7 +89,7 @@ def make_plan(recipe: Recipe, cfg: ModelConfig, topology: Topology, *, trained_s
     )
 
 
-def list_assumptions(step: AbstractStep, topology: Topology) -> list[str]:
+def list_assumptions(step: AbstractStep, topology: Topology, kernel: Kernel) -> list[str]:
     """What was not known, and what was taken instead."""
     length = step.batch.tokens_BT.shape[1]
     said = [
@@ -100,9 +106,23 @@ def list_assumptions(step: AbstractStep, topology: Topology) -> list[str]:
             "collectives are those of the CPU's program; no traffic with memory is drawn from it",
             "memory is what JAX takes of a GPU by default, 75%; XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 gives it more",
         ]
+    if kernel.name == "cudnn":
+        said.append(
+            "attention compiled blockwise in the place of cuDNN, whose mask and its gradient come on top: 4 bytes for "
+            "each query and key of a microbatch's rows"
+        )
     if topology.platform == "cpu":
         said.append("simulated devices share this machine's memory in equal parts")
     return said
+
+
+def _compilable(recipe: Recipe, kernel: Kernel, topology: Topology) -> Recipe:
+    """The recipe with an attention kernel that the devices of the mesh have: GPUs are simulated by CPU devices."""
+    if topology.platform != "gpu":
+        return recipe
+    name = "blockwise" if kernel.name == "cudnn" else kernel.name
+    compute = msgspec.structs.replace(recipe.compute, attention=name, attention_block=kernel.block)
+    return msgspec.structs.replace(recipe, compute=compute)
 
 
 def to_builtins(plan: AheadPlan) -> dict[str, Any]:

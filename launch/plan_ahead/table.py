@@ -22,7 +22,8 @@ def print_ahead_plan(plan: AheadPlan, topology: Topology, console: Console) -> N
         f"{plan.topology}: {topology.size} x {topology.chip.name if topology.chip else 'simulated CPU device'}, "
         f"mesh {describe_axes(plan.mesh)}; {plan.parameters:,} parameters, {plan.used_parameters:,} used for a token; "
         f"{plan.batch_rows} rows of {plan.row_length} a step in {plan.microbatches} microbatch(es), "
-        f"remat {plan.remat}; compiled in {plan.compile_s:.0f} s by the {plan.compiler} compiler",
+        f"attention {plan.attention}, remat {plan.remat}; "
+        f"compiled in {plan.compile_s:.0f} s by the {plan.compiler} compiler",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
     for assumption in plan.assumptions:

@@ -94,6 +94,18 @@ def test_the_first_token_of_a_segment_is_never_a_target_of_the_one_before():
         assert 1 not in batch.targets_BT[0]
 
 
+def test_windows_may_count_places_of_a_row_for_positions_rise_by_one_in_a_segment():
+    """Attention kernels skip blocks, and the TPU's masks whole windows, by places in the row."""
+    for batch in batches_of():
+        same = np.diff(batch.segments_BT, axis=1) == 0
+        real = batch.segments_BT[:, 1:] > 0
+        assert (np.diff(batch.positions_BT, axis=1)[same & real] == 1).all()
+        assert (batch.positions_BT[:, 1:][~same] == 0).all() and (batch.positions_BT[:, 0] == 0).all()
+        # Padding is last, and segments rise: what tells blocks without a common segment apart.
+        order = np.where(batch.segments_BT == 0, np.iinfo(np.int32).max, batch.segments_BT)
+        assert (np.diff(order.astype(np.int64), axis=1) >= 0).all()
+
+
 def test_role_and_weight_speak_of_the_same_token():
     batch = row_arrays(TWO, [[0, 1]], 8)
     assert (batch.role_BT[batch.loss_weight_BT > 0] == A).all()

@@ -182,5 +182,6 @@ def test_the_run_directory_holds_what_the_contract_says(uninterrupted):
         card["step"] == STEPS
         and card["plan_hash"] == json.loads((uninterrupted / "plan/plan.json").read_text())["hash"]
     )
+    assert card["attention"]["kernel"] == "dense", "not what the recipe asked for (auto), but what that meant"
     steps = sorted(int(path.name) for path in (uninterrupted / "checkpoints").iterdir())
     assert steps == [0, STEPS // SAVE_EVERY * SAVE_EVERY, STEPS]

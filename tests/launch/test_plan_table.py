@@ -88,6 +88,8 @@ def test_the_plan_says_what_will_be_trained_and_how():
     assert "2 languages, 2 scripts, 42 examples, 294 tokens; 1,234 rows of 64 planned, 3.1% padding" in text
     assert "overlong dropped: 4 (ar 3, sw 1), cut: 2 (sw 2); bad rows skipped: 2 (unreadable 2); cleaned out: 0" in text
     assert "mesh fsdp=4 tensor=2 on 8 cpu device(s); compute float32, parameters float32" in text
+    assert "parameters float32; attention: dense (T by T scores, masked by segment); loss" in text
+    assert "attention: blockwise (XLA, blocks of 128 positions)" in " ".join(print_text(CELLS, row_length=512).split())
     # 64 MiB of logits over the half of 32 ids that each device has.
     assert "loss: chunked head, at most 1,048,576 positions a device at a time, logits at trained positions" in text
     assert "(on average 14 of 64 a row); remat none; microbatches 2" in text

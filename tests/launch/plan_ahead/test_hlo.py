@@ -148,6 +148,43 @@ def test_a_kernel_counts_what_it_states_and_one_that_states_nothing_is_named():
     assert unknown_kernels(indices) == []
 
 
+def splash_kernel(part: str, visited: str, *, queries: int = 1024) -> str:
+    """A splash attention call as the compiler writes it, over three lines, for 2 rows, 4 heads, 1024 keys, width 64."""
+    name = f"splash_mha_{part}_segmented_no_residuals"
+    suffix = "" if part == "fwd" else f"_{part}"
+    line = (
+        f'bf16[2,4,{queries},64] custom-call(%p0, %p0, %p1, %p2, %p2), custom_call_target="tpu_custom_call", '
+        "frontend_attributes={kernel_metadata={\n"
+        f'"xprof_metadata":"{{\\"block_q{suffix}\\": 128, \\"block_kv{suffix}\\": 128, \\"q_layout\\": 1}}"\n'
+        f'}}}}, metadata={{op_name="jit(f)/{name}/{name}/pallas_call"}}, backend_config={{"custom_call_config":{{}}}}'
+    )
+    return one_instruction(line, visited, f"bf16[2,4,{queries},64]", "bf16[2,2,1024,64]")
+
+
+@pytest.mark.parametrize(
+    ("part", "visited", "queries", "products", "pairs"),
+    [
+        ("fwd", "s8[1,8,8]", 1024, 2, 36),
+        ("dq", "s8[1,8,8]", 1024, 3, 36),
+        ("dkv", "s8[1,8,8]", 1024, 4, 36),
+        ("fwd", "s8[1,8,2]", 1024, 2, 1 + 7 * 2),
+        ("dkv", "s8[1,3,8]", 1024, 4, 1 + 2 + 6 * 3),
+        ("fwd", "s8[1,2,8]", 256, 2, 16),
+    ],
+)
+def test_splash_attention_states_no_flops_and_counts_by_formula(part, visited, queries, products, pairs):
+    """Blocks of the past; with a window the nearest; for a part of the queries, of which any may be the last, all."""
+    program = parse_program(splash_kernel(part, visited, queries=queries))
+    assert unknown_kernels(program) == []
+    assert count_flops(program) == 2 * products * pairs * (2 * 4 * 128 * 128 * 64)
+
+
+def test_an_instruction_over_several_lines_ends_no_computation():
+    text = splash_kernel("fwd", "s8[1,8,8]").replace("  ROOT %r", "  %r")
+    text = text.removesuffix("}\n") + "  ROOT %s = f32[9]{0} add(%p0, %p0)\n}\n"
+    assert [visit.instruction.opcode for visit in parse_program(text).visits()][-2:] == ["custom-call", "add"]
+
+
 @pytest.mark.parametrize(
     ("line", "operands", "wanted"),
     [

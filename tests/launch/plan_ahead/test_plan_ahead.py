@@ -342,7 +342,15 @@ def test_the_verb_plans_without_data_or_tokenizer_and_writes_every_number(tmp_pa
 def test_a_recipe_that_does_not_fit_says_by_how_much_and_exits_with_one(tmp_path, capsys):
     recipe = write_recipe_file(tmp_path, data=TINY["data"] | {"packing": {"row_length": 8192}})
     file = tmp_path / "plan.json"
-    arguments = ["plan", recipe, "--topology", "gpu:a100:8", "train.batch_rows=256", "train.microbatches=1"]
+    arguments = [
+        "plan",
+        recipe,
+        "--topology",
+        "gpu:a100:8",
+        "train.batch_rows=256",
+        "train.microbatches=1",
+        "compute.attention=dense",
+    ]
     assert main([*arguments, "--json", str(file)]) == EXIT_DOES_NOT_FIT
     said = " ".join(capsys.readouterr().out.split())
     tree = json.loads(file.read_text(encoding="utf-8"))
