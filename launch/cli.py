@@ -270,7 +270,7 @@ def _eval(options: argparse.Namespace, console: Console) -> int:
         "batch_tokens": options.batch_tokens,
         "mesh": {"fsdp": options.fsdp, "expert": options.expert, "tensor": options.tensor},
         "template": options.template,
-        "compute": {"dtype": options.compute, "attention": "blockwise"},
+        "compute": {"dtype": options.compute, "attention": "any"},
     }
     config = msgspec.convert(fields, EvalConfig)
     run_eval(config, console=console)

@@ -256,9 +256,10 @@ class ComputeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Of activations and matrix products. bfloat16 on TPU and GPU; float32 on CPU, where XLA has no fast bfloat16."""
     remat: Literal["none", "block"] = "none"
     """`block`: keep only each layer's input for the backward pass and compute the rest again."""
-    attention: Literal["auto"] | AttentionName = "auto"
+    attention: Literal["auto", "any"] | AttentionName = "auto"
     """Of passes over packed rows. `auto`: `splash` on TPU, `cudnn` on GPU, or an error where that cannot serve the
-    model; on CPU `dense` for short rows and `blockwise` for long ones. `blockwise` serves every model everywhere."""
+    model; on CPU `dense` for short rows and `blockwise` for long ones. `any`: `blockwise`, which serves every model
+    everywhere, instead of the error."""
     attention_block: Annotated[int, msgspec.Meta(ge=16)] | None = None
     """Most positions of queries, and of keys, in a block of `blockwise` or `splash`. None: what suits the device."""
     scan_unroll: AtLeastOne = 1
