@@ -40,8 +40,8 @@ class EvalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     checkpoint was trained with; of a model that was not trained here what it can read, at most 4096. Generated tokens
     come on top of it."""
     mesh: MeshConfig = MeshConfig()
-    compute: ComputeConfig = ComputeConfig(attention="blockwise")
-    """Blockwise attention serves every model on every device, and few rows of an evaluation are long."""
+    compute: ComputeConfig = ComputeConfig(attention="any")
+    """Any attention kernel: every model can be evaluated everywhere."""
 
     def __post_init__(self):
         if not self.tasks:

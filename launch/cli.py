@@ -281,7 +281,7 @@ def _eval(options: argparse.Namespace, console: Console) -> int:
         "mesh": {"fsdp": options.fsdp, "expert": options.expert, "tensor": options.tensor},
         "template": options.template,
         "weights": options.weights,
-        "compute": {"dtype": options.compute, "attention": "blockwise"},
+        "compute": {"dtype": options.compute, "attention": "any"},
     }
     config = msgspec.convert(fields, EvalConfig)
     run_eval(config, console=console)

@@ -37,9 +37,11 @@ def choose_attention(cfg: ModelConfig, compute: ComputeConfig, *, platform: str,
 
     Raises ValueError where the wanted one, or for `auto` the platform's fast one, cannot serve the model.
     """
-    name = _fastest(platform, row_length) if compute.attention == "auto" else compute.attention
+    name = _fastest(platform, row_length) if compute.attention in ("auto", "any") else compute.attention
     reasons = _REASONS[name](cfg, compute, platform, row_length)
-    if reasons:
+    if reasons and compute.attention == "any":
+        name = "blockwise"
+    elif reasons:
         wanted = f"compute.attention={compute.attention}"
         wanted += f" means {name} on {platform}, which" if compute.attention == "auto" else ""
         raise ValueError(f"{wanted} cannot serve this model here: {'; '.join(reasons)}; {SLOWER} allows the slower one")

@@ -257,9 +257,10 @@ class ComputeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     remat: Literal["none", "products", "block", "offload"] = "none"
     """What is computed again in the backward pass, from least to most (`model.remat`). `products`: all but products of
     weights; `block`: all but each layer's input; `offload`: as `block`, and the inputs wait in the host's memory."""
-    attention: Literal["auto"] | AttentionName = "auto"
+    attention: Literal["auto", "any"] | AttentionName = "auto"
     """Of passes over packed rows. `auto`: `splash` on TPU, `cudnn` on GPU, or an error where that cannot serve the
-    model; on CPU `dense` for short rows and `blockwise` for long ones. `blockwise` serves every model everywhere."""
+    model; on CPU `dense` for short rows and `blockwise` for long ones. `any`: `blockwise`, which serves every model
+    everywhere, instead of the error."""
     attention_block: Annotated[int, msgspec.Meta(ge=16)] | None = None
     """Most positions of queries, and of keys, in a block of `blockwise` or `splash`. None: what suits the device."""
     scan_unroll: AtLeastOne = 1

@@ -58,6 +58,11 @@ def test_a_kernel_that_is_missing_is_an_error_and_not_the_unfused_one(platform, 
         choose(platform, model=model, **settings)
 
 
+@pytest.mark.parametrize(("compute", "name"), [(BFLOAT16, "cudnn"), (ComputeConfig(), "blockwise")])
+def test_any_allows_the_slower_one_and_takes_the_fast_one_where_it_can(compute, name):
+    assert choose("gpu", compute=compute, attention="any").name == name
+
+
 def test_all_reasons_are_said_at_once():
     with pytest.raises(ValueError, match=r"no float32 .*; it has no soft-cap .*; rows of 33 positions are odd"):
         choose("gpu", model={"attention_softcap": 1.0}, row_length=33, dtype="float32")
