@@ -34,9 +34,11 @@ from train.config import TrainConfig
 from train.hosts import is_first, share_of_batch, tell_all
 from train.loop import Outcome, TrainJob, head_positions, run_training
 from train.metrics import read_metrics
+from train.mfu import make_utilisation
 from train.optim import make_schedule
 from train.progress import show_progress
 from train.step import StepSpec
+from train.trackers import check_trackers
 
 ALONE_OR_DETECTED = Flags()
 EXIT_STOPPED = 75
@@ -63,6 +65,8 @@ def run_train(recipe: Recipe, *, recipe_name: str, console: Console, flags: Flag
 
 def _run(recipe: Recipe, recipe_name: str, console: Console) -> Outcome:
     run_dir = Path(recipe.run.dir)
+    if is_first():
+        check_trackers(recipe.train.trackers)
     with use_mesh(recipe.mesh) as mesh:
         origin = open_origin(recipe)
         check_sizes(recipe, origin.cfg, mesh)
@@ -73,6 +77,7 @@ def _run(recipe: Recipe, recipe_name: str, console: Console) -> Outcome:
             check_alike(job)
             if newest_step(run_dir) is None:
                 print_plan(prepared.plan.summary, job, mesh, console)
+            console.print(make_utilisation(job.spec, job.train).describe(), highlight=False, markup=False)
             outcome = _train(recipe, prepared, job, console)
             if is_first():
                 write_run_card(recipe, prepared, job, outcome, recipe_name)
@@ -142,6 +147,8 @@ def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
         microbatches=recipe.train.microbatches,
         loss=recipe.train.loss,
         router=recipe.train.router,
+        num_sources=len(prepared.dataset.facts.sources),
+        gradient_share=recipe.train.gradient_share,
     )
     return TrainJob(
         run_dir=Path(recipe.run.dir),
@@ -151,6 +158,7 @@ def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
         checkpoint=recipe.checkpoint,
         seed=recipe.run.seed,
         languages=tuple(prepared.dataset.facts.languages),
+        sources=tuple(prepared.dataset.facts.sources),
         plan_hash=plan.hash,
         accepts_changed_plan=recipe.data.changed_plan == "accept",
         most_trained_S=most_trained_S,

@@ -107,7 +107,7 @@ def apply_routed(
     x_BTD, sums = apply_hidden(
         cfg, axes, params, tokens_BT, segments_BT, positions_BT, at_BK=at_BK, compute=compute
     )  # fmt: skip
-    return _logits(cfg, axes, params, x_BTD), sums
+    return make_logits(cfg, axes, params, x_BTD), sums
 
 
 def apply_hidden(
@@ -173,7 +173,7 @@ def apply_cached(
     x_BTD = _embed(cfg, axes, params, tokens_BT, compute)
     x_BTD, stacks, _ = _run_layers(cfg, axes, params, x_BTD, context, cache.stacks, compute)
     x_BTD = _last_hidden(cfg, axes, params, x_BTD, at_BK)
-    return _logits(cfg, axes, params, x_BTD), KVCache(stacks or {})
+    return make_logits(cfg, axes, params, x_BTD), KVCache(stacks or {})
 
 
 def empty_cache(
@@ -310,8 +310,10 @@ def _last_hidden(cfg: ModelConfig, axes: AxisRules, params: Params, x_BTD, at_BK
     return run(final_norm(cfg), params["final_norm"], x_BTD)
 
 
-def _logits(cfg: ModelConfig, axes: AxisRules, params: Params, x_BTD):
-    """Float32 logits of normed hidden states."""
+def make_logits(
+    cfg: ModelConfig, axes: AxisRules, params: Params, x_BTD: Float[Array, "B T D"]
+) -> Float[Array, "B T V"]:
+    """Float32 logits of normed hidden states, from `apply_hidden`."""
     if cfg.tied_head:
         return finish_logits(cfg, run(embedding_of(cfg, axes), params["embedding"], x_BTD, method="decode"))
     return finish_logits(cfg, run(head_of(cfg, axes), params["head"], x_BTD))

@@ -14,8 +14,8 @@ from data.batch import Batch
 from data.tokenizer import load_tokenizer
 from launch.config import Recipe, RecipeError
 from launch.origin import Origin, open_origin
-from launch.plan_ahead.chips import GIB
 from launch.train import check_sizes, resolve_model
+from model.chips import GIB
 from model.config import ModelConfig
 from model.parallel import AxisRules
 from train.loop import head_positions
@@ -86,6 +86,8 @@ def make_step(recipe: Recipe, cfg: ModelConfig, *, trained_share: float) -> Abst
         microbatches=recipe.train.microbatches,
         router=recipe.train.router,
         loss=recipe.train.loss,
+        num_sources=1 + len(recipe.data.sources),
+        gradient_share=recipe.train.gradient_share,
     )
     # How long the run is changes numbers in the schedule, no shape.
     tx = make_optimizer(recipe.optim, recipe.train.steps or recipe.optim.warmup_steps + 2)

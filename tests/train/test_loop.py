@@ -52,7 +52,9 @@ def make_job(run_dir, *, save_every=4, most_trained_S=(MOST,) * 10):
             most_trained=MOST,
         ),
         optim=OPTIM,
-        train=TrainConfig(steps=STEPS, batch_rows=ROWS, log_every=5, tensorboard=False),
+        train=TrainConfig(
+            steps=STEPS, batch_rows=ROWS, log_every=5, trackers=(), profile=(3, 4), peak_flops_per_s=1e12
+        ),
         checkpoint=CheckpointConfig(save_every=save_every),
         seed=0,
         languages=LANGUAGES,
@@ -120,14 +122,20 @@ def test_every_step_is_written_once_with_the_rows_it_was_made_on(whole_run):
     assert [step["weight"] for step in steps] == [float(batch.loss_weight_BT.sum()) for batch in BATCHES]
     assert [record["kind"] for record in records] == [
         "start",
+        "save",
         *["step"] * 4,
         "languages",  # saved: no sum may span a step that a resumed run starts from
+        "save",
         "step",
+        "memory",
         "languages",  # log_every
         *["step"] * 3,
-        "languages",  # saved
+        "languages",
+        "save",
         *["step"] * 2,
-        "languages",  # saved, the last step
+        "memory",
+        "languages",
+        "save",  # the last step
     ]
     assert records[0]["mesh"] == {"fsdp": 1, "expert": 1, "tensor": 1}
     by_language = [record for record in records if record["kind"] == "languages"]
@@ -136,6 +144,22 @@ def test_every_step_is_written_once_with_the_rows_it_was_made_on(whole_run):
             assert record["tokens"][language] == sum(int((batch.language_BT == i).sum()) for batch in part)
     total = sum(sum(record["loss_sum"].values()) for record in by_language)
     assert total == pytest.approx(sum(step["loss"] * step["weight"] for step in steps), rel=1e-4)
+
+
+def test_the_split_of_every_step_adds_up_and_only_the_first_was_compiled(whole_run):
+    steps = steps_of(whole_run[0])
+    for step in steps:
+        parts = [step[name] for name in ("data_wait_s", "dispatch_s", "device_s", "write_s")]
+        assert min(parts) >= 0 and 0 < sum(parts) <= step["step_s"] + 1e-5
+        assert sum(parts) > 0.5 * step["step_s"]
+        assert step["mfu"] == pytest.approx(step["model_flops"] / (step["step_s"] * 1e12), abs=1e-5)
+    assert [step["step"] for step in steps if "compiled" in step] == [1]
+    assert steps[0]["dispatch_s"] > max(step["dispatch_s"] for step in steps[1:])
+
+
+def test_the_steps_that_were_asked_for_are_traced(whole_run):
+    traces = list((whole_run[0] / "profile").rglob("*.xplane.pb"))
+    assert len(traces) == 1 and traces[0].stat().st_size > 1000
 
 
 def test_what_is_saved_is_what_the_policy_says(whole_run):

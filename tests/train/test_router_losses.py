@@ -214,7 +214,7 @@ def test_a_recipe_sets_the_weights_under_train():
 def write_step(tmp_path, router):
     sums = LossSums(jnp.array([0.0, 3.0, 9.0, 0.0]), jnp.array([0.0, 2.0, 4.0, 0.0]), router)
     facts = describe_batch(BATCH, first_row=0, num_languages=len(LANGUAGES))
-    writer = MetricsWriter(tmp_path, attempt=1, languages=LANGUAGES, language_every=2, tensorboard=False)
+    writer = MetricsWriter(tmp_path, attempt=1, languages=LANGUAGES, language_every=2, trackers=())
     writer.write_step(1, StepMetrics(sums, jnp.float32(0.5)), facts, learning_rate=0.25, seconds=2.0)
     writer.close()
     return read_metrics(tmp_path)[0]
