@@ -16,11 +16,13 @@ from data.plan import Plan, trained_per_row
 from data.prepare import Prepared, read_prepared
 from data.realised import RealisedShares
 from data.tokenizer import Tokenizer, fits_vocabulary
+from eval import goodput
+from eval.run_files import read_run
 from launch.cluster import Flags, describe, detect_cluster, join
 from launch.config import Recipe, RecipeError
 from launch.environment import describe_devices, git_state, library_versions
 from launch.origin import Origin, open_origin
-from launch.plan_table import print_plan
+from launch.plan_table import describe_head, print_plan
 from launch.preparing import prepare_recipe
 from launch.recipe import check_same_run, recipe_tree, write_recipe
 from launch.runtime import lock_run_dir, set_up_process, use_mesh
@@ -213,13 +215,26 @@ def write_run_card(recipe: Recipe, prepared: Prepared, job: TrainJob, outcome: O
         "compute": msgspec.to_builtins(recipe.compute),
         "versions": library_versions(),
         "git": git_state(),
+        "processes": jax.process_count(),
+        "loss_head": describe_head(job.spec, jax.sharding.get_mesh()),
+        "peak_flops_per_s": make_utilisation(job.spec, job.train).peak_flops_per_s,
         "train_seconds": round(_busy_seconds(records), 1),
         "attempts": outcome.attempt,
+        "goodput": _describe_goodput(job.run_dir),
+        "recipe": job.meta["recipe"],
     }
     path = job.run_dir / "run_card.json"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False), encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _describe_goodput(run_dir: Path) -> dict[str, Any] | None:
+    found = goodput.measure(read_run(run_dir))
+    if found is None:
+        return None
+    seconds = {f"{part}_s": round(seconds, 2) for part, seconds in found.seconds.items()}
+    return {"share": round(found.share, 4), "wall_s": round(found.wall_s, 2), **seconds}
 
 
 def _train(recipe: Recipe, prepared: Prepared, job: TrainJob, console: Console) -> Outcome:
