@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ from train.profiling import StepProfile
 from train.progress import ShowStep
 from train.state import TrainState, abstract_state, first_state, init_state
 from train.step import StepMetrics, StepSpec, train_step
-from train.timing import Turn, process_age_s
+from train.timing import StepClock, process_age_s
 from train.trackers import open_trackers
 
 
@@ -225,7 +226,6 @@ class _Pending(NamedTuple):
     metrics: StepMetrics
     notes: Notes | None
     facts: BatchFacts
-    turn: Turn
 
 
 def list_rates(job: TrainJob) -> np.ndarray:
@@ -237,28 +237,26 @@ def list_rates(job: TrainJob) -> np.ndarray:
 
 def _save(saver: Saver, writer: MetricsWriter, state: TrainState, *, step: int, next_row: int) -> None:
     """Saves, and notes how long the run stood still for it."""
-    turn = Turn()
+    began = time.monotonic()
     saver.save(state, step=step, next_row=next_row)
-    writer.write_event("save", step, {"seconds": round(turn.age_s, 6)}, {"speed/save_s": turn.age_s})
+    seconds = time.monotonic() - began
+    writer.write_event("save", step, {"seconds": round(seconds, 6)}, {"speed/save_s": seconds})
 
 
 def _write(
-    writer: MetricsWriter, show: ShowStep, rates_S: np.ndarray, share: Share, pending: _Pending, now: Turn
+    writer: MetricsWriter, show: ShowStep, rates_S: np.ndarray, share: Share, clock: StepClock, pending: _Pending
 ) -> bool:
-    """Writes a step, in the turn that is now; returns whether any process had been told to stop by then."""
-    step, metrics, notes, facts, turn = pending
+    """Waits for a step and writes it; returns whether any process had been told to stop by then."""
+    step, metrics, notes, facts = pending
     jax.block_until_ready(metrics)
-    now.lap("device_s")
-    seconds = turn.age_s if turn is now else now.began - turn.began
+    clock.lap("device_s")
+    split, compiled = clock.cut()
     told = False
     if notes is not None:
         facts, told = read_notes(notes, facts, share)
-    record = writer.write_step(
-        step, metrics, facts, learning_rate=float(rates_S[step - 1]), seconds=seconds,
-        split=turn.split, compiled=turn.compiled,
-    )  # fmt: skip
-    show(record)
-    now.lap("write_s")
+    rate = float(rates_S[step - 1])
+    show(writer.write_step(step, metrics, facts, learning_rate=rate, split=split, compiled=compiled))
+    clock.lap("write_s")
     return told
 
 
@@ -275,36 +273,36 @@ def _advance(job, tx, state, next_row, batches, writer, saver, stop, show, profi
         spec = dataclasses.replace(job.spec, most_trained=most_trained)
         return jax.jit(functools.partial(_update, spec, tx), donate_argnums=0)
 
-    write = functools.partial(_write, writer, show, list_rates(job), share)
+    clock = StepClock()
+    write = functools.partial(_write, writer, show, list_rates(job), share, clock)
     first, last = int(state.step), job.steps
     pending: _Pending | None = None
     for step in range(first + 1, last + 1):
-        turn = Turn()
         profile.before(step)
         batch = next(batches)
-        turn.lap("data_wait_s")
+        clock.lap("data_wait_s")
         most_trained = job.most_trained_S[step - 1]
         check_batch(batch, most_trained)
         facts = describe(batch, first_row=next_row, flops=utilisation.count_flops(batch))
         notes = None if is_alone else write_notes(facts, share, is_stopping=stop.signal is not None)
         made_before = compile_update.cache_info().misses
         update = compile_update(most_trained)
-        turn.compiled = compile_update.cache_info().misses > made_before
         state, metrics, notes = update(state, put_batch(batch, batch_spec, shares=share.count), notes)
-        turn.lap("dispatch_s")
+        clock.lap("dispatch_s", compiled=compile_update.cache_info().misses > made_before)
         # The step before: the device is busy with this one meanwhile.
-        told = write(pending, turn) if pending else False
-        pending = _Pending(step, metrics, notes, facts, turn)
+        told = write(pending) if pending else False
+        pending = _Pending(step, metrics, notes, facts)
         profile.after(step, metrics)
         next_row += job.train.batch_rows
         # Asked once: a signal that comes after this waits for the next step. Several processes go by what all of them
         # read in the step before, so that they stop at the same one.
         stopping = stop.signal is not None if is_alone else told
         if stopping or saver.is_due(step, last=last):
-            told = write(pending, turn)
+            told = write(pending)
             pending = None
             writer.write_languages()
             _save(saver, writer, state, step=step, next_row=next_row)
+            clock.restart()
             stopping = stopping or told
         if stopping:
             return step

@@ -70,7 +70,7 @@ class StepRecord(NamedTuple):
     split: Split = NO_SPLIT
     """Where `seconds` went."""
     compiled: bool = False
-    """Whether the step's program was made in its turn, so that its seconds say nothing of speed."""
+    """Whether a program was made in its seconds, so that they say nothing of speed."""
     flops: float = 0.0
     mfu: float | None = None
     """None: the peak of the devices is not known."""
@@ -168,11 +168,10 @@ class MetricsWriter:
         facts: BatchFacts,
         *,
         learning_rate: float,
-        seconds: float,
-        split: Split = NO_SPLIT,
+        split: Split,
         compiled: bool = False,
     ) -> StepRecord:
-        """Waits for a step's metrics and writes them; `seconds` is the wall time of its turn of the loop, split so.
+        """Waits for a step's metrics and writes them; `split` is the time from the end of the step before to its own.
 
         Raises NonFiniteLossError, after writing, when the loss or gradient is not finite.
         """
@@ -188,7 +187,7 @@ class MetricsWriter:
             learning_rate=learning_rate,
             tokens=facts.tokens,
             padding=1 - facts.tokens / facts.positions,
-            seconds=seconds,
+            seconds=split.seconds,
             first_row=facts.first_row,
             rows=facts.rows,
             digest=facts.digest,
@@ -197,7 +196,7 @@ class MetricsWriter:
             split=split,
             compiled=compiled,
             flops=facts.flops,
-            mfu=None if peak is None else facts.flops / (seconds * peak),
+            mfu=None if peak is None else facts.flops / (split.seconds * peak),
             memory=max(memory, key=lambda use: use.peak, default=None),
         )
         self._write_record(record)

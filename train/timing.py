@@ -9,46 +9,55 @@ Part = Literal["data_wait_s", "dispatch_s", "device_s", "write_s"]
 
 
 class Split(NamedTuple):
-    """Seconds of one turn of the loop by what it was about; together the turn, but for what is between them."""
+    """Seconds from the end of one step to the end of the next, by what the loop was about. They add up to all of it.
+
+    The loop is a step ahead of the devices: in this time it writes the step before, and fetches and dispatches the
+    step after.
+    """
 
     data_wait_s: float = 0.0
-    """Until the loader handed over the batch."""
+    """Until the loader handed over a batch."""
     dispatch_s: float = 0.0
-    """Describing the batch, putting it on the devices, handing them the step. Compiling is in here."""
+    """Describing a batch, putting it on the devices, handing them a step. Compiling is in here."""
     device_s: float = 0.0
-    """Until the devices had finished a step: the one before, while this one already waits for its turn."""
+    """Until the devices had finished the step: where they are busy, nearly all."""
     write_s: float = 0.0
-    """Writing and showing a finished step, while the devices work on the next."""
+    """Writing and showing a finished step."""
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return sum(self)
 
 
-class Turn:
-    """One turn of the loop. A turn waits for the devices once, as it would without being timed.
+class StepClock:
+    """Splits the time of the loop by step. It waits for nothing by itself.
 
-    A batch that was there after 1 s, was dispatched after 1.5 s, and the devices done after 4 s: data wait 1, dispatch
-    0.5, device 2.5.
+    A batch that was there after 1 s, was dispatched after 1.5 s, and a step that was found done after 4 s: data wait 1,
+    dispatch 0.5, device 2.5.
     """
 
     def __init__(self):
-        self.began = self._last = time.monotonic()
-        self.compiled = False
-        """Whether the step's program was made in this turn."""
-        self._seconds: dict[Part, float] = {}
+        self.restart()
 
-    def lap(self, part: Part) -> None:
-        """What was done since the last lap was this."""
+    def restart(self) -> None:
+        """What has been since the last lap belongs to no step: a save, say."""
+        self._last = time.monotonic()
+        self._seconds: dict[Part, float] = {}
+        self._compiled = False
+
+    def lap(self, part: Part, *, compiled: bool = False) -> None:
+        """What was done since the last lap was this; `compiled`: with it a step's program was made."""
         now = time.monotonic()
         self._seconds[part] = self._seconds.get(part, 0.0) + now - self._last
         self._last = now
+        self._compiled |= compiled
 
-    @property
-    def age_s(self) -> float:
-        """Seconds since it began."""
-        return time.monotonic() - self.began
-
-    @property
-    def split(self) -> Split:
-        """The laps so far."""
-        return Split(**self._seconds)
+    def cut(self) -> tuple[Split, bool]:
+        """The laps since the last cut, and whether anything was compiled: to be called when a step is done."""
+        split, compiled = Split(**self._seconds), self._compiled
+        self._seconds, self._compiled = {}, False
+        return split, compiled
 
 
 def process_age_s() -> float | None:

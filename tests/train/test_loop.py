@@ -150,8 +150,7 @@ def test_the_split_of_every_step_adds_up_and_only_the_first_was_compiled(whole_r
     steps = steps_of(whole_run[0])
     for step in steps:
         parts = [step[name] for name in ("data_wait_s", "dispatch_s", "device_s", "write_s")]
-        assert min(parts) >= 0 and 0 < sum(parts) <= step["step_s"] + 1e-5
-        assert sum(parts) > 0.5 * step["step_s"]
+        assert min(parts) >= 0 and sum(parts) == pytest.approx(step["step_s"], abs=1e-5)
         assert step["mfu"] == pytest.approx(step["model_flops"] / (step["step_s"] * 1e12), abs=1e-5)
     assert [step["step"] for step in steps if "compiled" in step] == [1]
     assert steps[0]["dispatch_s"] > max(step["dispatch_s"] for step in steps[1:])

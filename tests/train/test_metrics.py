@@ -46,7 +46,9 @@ def writer(tmp_path):
 
 
 def write(writer, step, metrics=None, facts=None):
-    return writer.write_step(step, metrics or make_metrics(), facts or make_facts(), learning_rate=0.25, seconds=2.0)
+    return writer.write_step(
+        step, metrics or make_metrics(), facts or make_facts(), learning_rate=0.25, split=Split(device_s=2.0)
+    )
 
 
 def test_what_is_minimised_is_logged_beside_the_loss_where_it_is_another(writer, tmp_path):
@@ -94,7 +96,7 @@ def test_a_step_is_written_as_means_over_the_whole_batch(writer, tmp_path):
         "step_s": 2.0,
         "data_wait_s": 0.0,
         "dispatch_s": 0.0,
-        "device_s": 0.0,
+        "device_s": 2.0,
         "write_s": 0.0,
         "rows": [16, 24],
         "digest": "00c0ffee",
@@ -104,9 +106,9 @@ def test_a_step_is_written_as_means_over_the_whole_batch(writer, tmp_path):
 def test_a_step_says_where_its_time_went_and_what_of_the_peak_was_used(tmp_path):
     writer = MetricsWriter(tmp_path, attempt=1, languages=LANGUAGES, language_every=9, peak_flops_per_s=1e6)
     facts = make_facts()._replace(flops=5e5)
-    split = Split(data_wait_s=0.5, dispatch_s=0.25, device_s=1.0, write_s=0.125)
+    split = Split(data_wait_s=0.5, dispatch_s=0.25, device_s=1.125, write_s=0.125)
     record = writer.write_step(
-        1, make_metrics(), facts, learning_rate=0.25, seconds=2.0, split=split, compiled=True
+        1, make_metrics(), facts, learning_rate=0.25, split=split, compiled=True
     )  # fmt: skip
     writer.close()
     assert record.mfu == 0.25
