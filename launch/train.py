@@ -11,6 +11,7 @@ import jax
 import msgspec
 from rich.console import Console
 
+from data.held_out import read_held_out
 from data.pipeline import make_batches
 from data.plan import Plan, trained_per_row
 from data.prepare import Prepared, read_prepared
@@ -33,6 +34,7 @@ from model.checkpoint import newest_step
 from model.config import ModelConfig
 from model.parallel import AxisRules, check_divisible, sharded_sizes
 from train.config import TrainConfig
+from train.held_out import HeldOutJob
 from train.hosts import is_first, share_of_batch, tell_all
 from train.loop import Outcome, TrainJob, head_positions, run_training
 from train.metrics import read_metrics
@@ -79,6 +81,8 @@ def _run(recipe: Recipe, recipe_name: str, console: Console) -> Outcome:
             check_alike(job)
             if newest_step(run_dir) is None:
                 print_plan(prepared.plan.summary, job, mesh, console)
+            if job.held_out is not None:
+                console.print(describe_held_out(job.held_out), highlight=False, markup=False)
             console.print(make_utilisation(job.spec, job.train).describe(), highlight=False, markup=False)
             outcome = _train(recipe, prepared, job, console)
             if is_first():
@@ -179,7 +183,26 @@ def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
             **origin.meta,
         },
         load_params=origin.load,
+        held_out=make_held_out(recipe, prepared),
         shares_after=RealisedShares(prepared.dataset, plan).after,
+    )
+
+
+def make_held_out(recipe: Recipe, prepared: Prepared) -> HeldOutJob | None:
+    """What is looked at while training; None where the recipe holds nothing out."""
+    rows = read_held_out(recipe.data, training=prepared.dataset, run_dir=Path(recipe.run.dir))
+    if rows is None:
+        return None
+    batch_rows = recipe.train.batch_rows // recipe.train.microbatches
+    return HeldOutJob(rows=rows, every=recipe.train.held_out_every, batch_rows=batch_rows)
+
+
+def describe_held_out(job: HeldOutJob) -> str:
+    """One line: what is looked at, and when."""
+    examples = sum(map(len, job.rows.rows))
+    return (
+        f"held out: {examples:,} examples of {len(job.rows.languages) - 1} languages in {len(job.rows.rows):,} rows, "
+        f"their loss is looked at every {job.every} steps"
     )
 
 

@@ -102,6 +102,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     gradient_share: bool = True
     """Sums by language and source how strongly tokens pull at the model (`train.loss.GroupSums`). Nearly free with the
     chunked head; the full head makes its gradient twice for it."""
+    held_out_every: AtLeastOne = 200
+    """Steps between looks at `data.held_out`, besides those at the first and the last state. Unused without it."""
     profile: tuple[AtLeastOne, AtLeastOne] | None = None
     """First and last step that is traced into RUN/profile, for xprof. A step with a new program includes compiling."""
     peak_flops_per_s: Positive | None = None

@@ -16,6 +16,7 @@ import numpy as np
 from jax._src import distributed  # the store has no public door; orbax goes through this one
 from jaxtyping import Array, Float, Int, UInt
 
+from data.batch import Batch
 from train.digests import join_digests
 from train.metrics import BatchFacts
 
@@ -109,6 +110,17 @@ def pick_share(held: dict[int, frozenset[int]], process: int, *, rows: int) -> S
         )
     first = min(index for index, part in held.items() if part == held[process])
     return Share(parts.index(held[process]), len(parts), first == process)
+
+
+def put_batch(batch: Batch, spec: jax.sharding.PartitionSpec, *, shares: int = 1) -> Batch:
+    """The global batch on the mesh in use, of which `batch` is this process's share, one of so many."""
+    sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec)
+
+    def put(x_BT: np.ndarray) -> jax.Array:
+        rows, length = x_BT.shape
+        return jax.make_array_from_process_local_data(sharding, x_BT, (rows * shares, length))
+
+    return jax.tree.map(put, batch)
 
 
 class Notes(NamedTuple):

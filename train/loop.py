@@ -19,10 +19,12 @@ from model.parallel import AxisRules
 from model.transformer import Params
 from train.checkpoint import Saver, check_disk, restore_step, set_aside_incomplete
 from train.config import CheckpointConfig, OptimConfig, TrainConfig
+from train.held_out import HeldOutJob, make_look, scalars_of
 from train.hosts import (
     Notes,
     Share,
     is_first,
+    put_batch,
     read_notes,
     share_of_batch,
     spread_notes,
@@ -63,6 +65,8 @@ class TrainJob:
     """Whether a run goes on at the row it has come to where the plan is another one by now."""
     shares_after: SharesAfter | None = None
     """Shares of languages and sources in the first so many rows of the run; logged beside the losses by language."""
+    held_out: HeldOutJob | None = None
+    """Rows whose loss is looked at while training; None: none."""
     load_params: Callable[[AxisRules], Params] | None = None
     """Float32 parameters to start from, on the mesh in use; None: random ones. Not asked for on resume."""
 
@@ -153,17 +157,6 @@ def start_state(
     return init_state(job.spec.model, job.spec.axes, tx, jax.random.key(job.seed)), 0, None
 
 
-def put_batch(batch: Batch, spec: jax.sharding.PartitionSpec, *, shares: int = 1) -> Batch:
-    """The global batch on the mesh in use, of which `batch` is this process's share, one of so many."""
-    sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec)
-
-    def put(x_BT: np.ndarray) -> jax.Array:
-        rows, length = x_BT.shape
-        return jax.make_array_from_process_local_data(sharding, x_BT, (rows * shares, length))
-
-    return jax.tree.map(put, batch)
-
-
 def check_batch(batch: Batch, most_trained: int) -> None:
     """Raises ValueError when a row trains more positions than the step was built for: their loss would vanish.
 
@@ -243,6 +236,19 @@ def _save(saver: Saver, writer: MetricsWriter, state: TrainState, *, step: int, 
     writer.write_event("save", step, {"seconds": round(seconds, 6)}, {"speed/save_s": seconds})
 
 
+def _make_look(job: TrainJob, writer: MetricsWriter) -> Callable[..., None]:
+    """What looks at the held-out rows, if there are any, and notes what it saw."""
+    if job.held_out is None:
+        return lambda _params, *, step: None
+    see = make_look(job.held_out, job.spec)
+
+    def look(params: Params, *, step: int) -> None:
+        record = see(params)
+        writer.write_event("held_out", step, record, scalars_of(record))
+
+    return look
+
+
 def _write(
     writer: MetricsWriter, show: ShowStep, rates_S: np.ndarray, share: Share, clock: StepClock, pending: _Pending
 ) -> bool:
@@ -275,8 +281,12 @@ def _advance(job, tx, state, next_row, batches, writer, saver, stop, show, profi
 
     clock = StepClock()
     write = functools.partial(_write, writer, show, list_rates(job), share, clock)
+    look = _make_look(job, writer)
     first, last = int(state.step), job.steps
+    if first == 0:
+        look(state.params, step=0)
     pending: _Pending | None = None
+    clock.restart()
     for step in range(first + 1, last + 1):
         profile.before(step)
         batch = next(batches)
@@ -297,13 +307,16 @@ def _advance(job, tx, state, next_row, batches, writer, saver, stop, show, profi
         # Asked once: a signal that comes after this waits for the next step. Several processes go by what all of them
         # read in the step before, so that they stop at the same one.
         stopping = stop.signal is not None if is_alone else told
-        if stopping or saver.is_due(step, last=last):
-            told = write(pending)
+        saves, looks = saver.is_due(step, last=last), job.held_out is not None and job.held_out.is_due(step, last=last)
+        if stopping or saves or looks:
+            stopping |= write(pending)
             pending = None
-            writer.write_languages()
-            _save(saver, writer, state, step=step, next_row=next_row)
+            if looks:
+                look(state.params, step=step)
+            if stopping or saves:
+                writer.write_languages()
+                _save(saver, writer, state, step=step, next_row=next_row)
             clock.restart()
-            stopping = stopping or told
         if stopping:
             return step
     return last

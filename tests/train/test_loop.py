@@ -25,11 +25,13 @@ from toy import (
     pack_pairs,
 )
 
+from data.held_out import HeldOutRows
 from model.checkpoint import find_checkpoint, list_steps, load_params, read_meta
 from model.config import ComputeConfig
 from model.transformer import abstract
 from train.checkpoint import Saver
 from train.config import CheckpointConfig, TrainConfig
+from train.held_out import HeldOutJob
 from train.loop import TrainJob, check_batch, head_positions, run_training, stop_on_signals
 from train.metrics import NonFiniteLossError, read_metrics
 from train.step import StepSpec
@@ -44,7 +46,7 @@ If they were, say so in DECISIONS.md with the reason, and write the file anew:
     POLYTUNE_WRITE_GOLDEN=1 python -m pytest tests/train/test_loop.py -k golden"""
 
 
-def make_job(run_dir, *, save_every=4, most_trained_S=(MOST,) * 10):
+def make_job(run_dir, *, save_every=4, most_trained_S=(MOST,) * 10, held_out=None):
     return TrainJob(
         run_dir=run_dir,
         spec=StepSpec(
@@ -60,6 +62,7 @@ def make_job(run_dir, *, save_every=4, most_trained_S=(MOST,) * 10):
         languages=LANGUAGES,
         plan_hash="plan",
         most_trained_S=most_trained_S,
+        held_out=held_out,
         meta={"model": msgspec.to_builtins(TOY)},
     )  # fmt: skip
 
@@ -154,6 +157,29 @@ def test_the_split_of_every_step_adds_up_and_only_the_first_was_compiled(whole_r
         assert step["mfu"] == pytest.approx(step["model_flops"] / (step["step_s"] * 1e12), abs=1e-5)
     assert [step["step"] for step in steps if "compiled" in step] == [1]
     assert steps[0]["dispatch_s"] > max(step["dispatch_s"] for step in steps[1:])
+
+
+class OneBatch(HeldOutRows):
+    """The first batch once more."""
+
+    languages = LANGUAGES
+
+    def batches(self, *, rows, index, count):
+        return BATCHES[:1]
+
+
+def test_looking_at_held_out_rows_changes_no_bit_and_falls_with_the_loss(whole_run, tmp_path, one_device):
+    rows = OneBatch(None, [], BATCHES[0].tokens_BT.shape[1])
+    run(tmp_path / "run", held_out=HeldOutJob(rows=rows, every=4, batch_rows=ROWS))
+    assert_equal_trees(saved_params(tmp_path / "run"), whole_run[1])
+    records = read_metrics(tmp_path / "run")
+    looks = {record["step"]: sum(record["loss_sum"].values()) for record in records if record["kind"] == "held_out"}
+    assert list(looks) == [0, 4, 8, 10] and looks[10] < looks[0]
+    first = next(record for record in records if record["kind"] == "step")
+    assert looks[0] == pytest.approx(first["loss"] * first["weight"], rel=1e-5)
+    places = [(record["kind"], record["step"]) for record in records]
+    assert places.index(("step", 4)) < places.index(("held_out", 4)) < places.index(("save", 4))
+    assert places.index(("step", 8)) < places.index(("held_out", 8))
 
 
 def test_the_steps_that_were_asked_for_are_traced(whole_run):
