@@ -143,7 +143,7 @@ def _print_numbers(
     table = _table(title, ("", *heads, "B - A"), justify="right")
     for name in names[: MOST_LANGUAGES if are_languages else None]:
         of_a, of_b = a.get(name), b.get(name)
-        difference = MISSING if of_a is None or of_b is None else f"{of_b - of_a:+.4g}"
+        difference = MISSING if of_a is None or of_b is None else _change(of_b - of_a)
         shown = f"{name}  {isolate(own_name(name))}" if are_languages else name
         table.add_row(shown, _number(of_a), _number(of_b), difference)
     console.print(table)
@@ -163,6 +163,10 @@ def _number(value: float | None) -> str:
     if value is None:
         return MISSING
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _change(value: float) -> str:
+    return f"{value:+,.0f}" if abs(value) >= 1000 else f"{value:+.3g}"
 
 
 def _short(value: Any) -> str:

@@ -8,11 +8,13 @@ import jax
 class StepProfile:
     """Traces the steps from `start` to `stop`, both included, into `RUN/profile`. A context manager.
 
+    Several processes write into `RUN/profile/process_I`: two of one host would write the same file.
     Steps that a run does not come to are not traced, nor those before it resumed. Leaving ends an open trace.
     """
 
     def __init__(self, run_dir: Path, steps: tuple[int, int] | None):
-        self._folder = run_dir / "profile"
+        several = jax.process_count() > 1
+        self._folder = run_dir / "profile" / (f"process_{jax.process_index()}" if several else "")
         self._steps = steps
         self._is_open = False
 

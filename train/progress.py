@@ -17,7 +17,7 @@ LONG_WAIT, STEPS_BEFORE_HINT = 0.1, 50
 
 @contextmanager
 def show_progress(*, start: int, steps: int, every: int, console: Console) -> Iterator[ShowStep]:
-    """Shows step, loss, tokens/s (smoothed), waits, memory and time left; `every` is the interval of plain lines.
+    """Shows step, loss, tokens/s (smoothed), share of waits for data, memory and time left; `every` is the interval of plain lines.
 
     Says once which setting helps where steps wait for data.
     """
@@ -98,7 +98,7 @@ class Pace:
         seconds = max(self._seconds, 1e-9)
         parts = [
             f"{self.tokens / seconds:,.0f} real, {self._targets / seconds:,.0f} target tokens/s",
-            f"data wait {self.data_wait:.0%}",
+            f"wait {self.data_wait:.0%}",
         ]
         if self._has_mfu:
             parts.append(f"MFU {self._flops_share / seconds:.1%}")
@@ -113,7 +113,7 @@ def _bar(console: Console) -> Progress:
         TextColumn("step {task.completed}/{task.total}"),
         BarColumn(bar_width=None),
         TextColumn("loss {task.fields[loss]}  {task.fields[speed]}  ETA"),
-        TimeRemainingColumn(),
+        TimeRemainingColumn(compact=True),
         console=console,
         refresh_per_second=4,
     )

@@ -40,7 +40,7 @@ def test_speed_counts_real_tokens_and_leaves_every_compilation_out():
     records[4] = record(15, seconds=30.0, compiled=True)
     first, second = show_all(records, start=10, steps=100, every=10).splitlines()
     assert first == "step 11/100  loss 0.1818  padding 12.5%  (compiled in 60.0 s)"
-    assert second == ("step 20/100  loss 0.1000  padding 12.5%  200 real, 2 target tokens/s  data wait 0%  ETA 40 s")
+    assert second == ("step 20/100  loss 0.1000  padding 12.5%  200 real, 2 target tokens/s  wait 0%  ETA 40 s")
 
 
 def test_the_figures_that_are_known_are_shown():
@@ -48,7 +48,7 @@ def test_the_figures_that_are_known_are_shown():
     split = Split(data_wait_s=0.02)
     records = [record(step, mfu=0.412, memory=memory, split=split) for step in range(1, 3)]
     line = show_all(records, start=0, steps=2, every=1).splitlines()[-1]
-    assert line.endswith("data wait 4%  MFU 41.2%  tpu:0 3.0 of 16.0 GiB  ETA 0 s")
+    assert line.endswith("  wait 4%  MFU 41.2%  tpu:0 3.0 of 16.0 GiB  ETA 0 s")
 
 
 @pytest.mark.parametrize(("wait_s", "hints"), [(0.2, 1), (0.01, 0)])
