@@ -17,7 +17,7 @@ LONG_WAIT, STEPS_BEFORE_HINT = 0.1, 50
 
 @contextmanager
 def show_progress(*, start: int, steps: int, every: int, console: Console) -> Iterator[ShowStep]:
-    """Shows step, loss, tokens/s (smoothed), share of waits for data, memory and time left; `every` is the interval of plain lines.
+    """Shows step, loss, smoothed tokens/s, share of waits for data, memory, time left; `every`: between plain lines.
 
     Says once which setting helps where steps wait for data.
     """
