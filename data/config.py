@@ -42,6 +42,15 @@ class PackingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     fill 32 rows if that is more."""
 
 
+class HeldOutConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Rows that are never trained on: their loss by language is looked at every `train.held_out_every` steps."""
+
+    sources: tuple[Source, ...]
+    """As `data.sources`; a row that training has too, token for token, is left out and counted."""
+    examples: AtLeastOne = 16
+    """Most examples of each language, evenly spread over what its sources have."""
+
+
 class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that decides the token stream, except batch size, steps and seed."""
 
@@ -67,3 +76,5 @@ class DataConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Loader processes; 0 = threads in this one. Never changes the batches."""
     prefetch: AtLeastOne = 2
     """Batches kept ready."""
+    held_out: HeldOutConfig | None = None
+    """None: no loss but that of training is looked at."""

@@ -20,7 +20,10 @@ PACKAGES = (
     "polytune", "babel", "langcodes", "sentencepiece", "tokenizers", "jinja2", "pyarrow", "tensorflow-datasets",
     "datasketch", "py3langid", "fasttext", "fasttext-predict",
 )  # fmt: skip
-FREE = {"root": "", "changed_plan": "refuse", "workers": 0, "prefetch": 1, "prepare_workers": None, "store": None}
+FREE = {
+    "root": "", "changed_plan": "refuse", "workers": 0, "prefetch": 1, "prepare_workers": None, "store": None,
+    "held_out": None,
+}  # fmt: skip
 """Fields of `DataConfig` that change nothing that is trained."""
 
 

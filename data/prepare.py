@@ -65,6 +65,9 @@ class Watch(NamedTuple):
     progress: Callable[[Progress], None] = lambda _: None
 
 
+NOBODY = Watch()
+
+
 def prepare(
     config: DataConfig,
     tokenizer_config: TokenizerConfig,
@@ -76,7 +79,7 @@ def prepare(
     store: Path | str,
     epochs: float | None = None,
     extra_stop_ids: tuple[int, ...] = (),
-    watch: Watch = Watch(),  # noqa: B008 (immutable)
+    watch: Watch = NOBODY,
 ) -> Prepared:
     """The dataset, plan, tokenizer and template of a run, read back from `run_dir` where they are there already.
 

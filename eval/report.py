@@ -8,7 +8,9 @@ import jinja2
 import msgspec
 
 from eval import (
+    goodput,
     report_left_out,
+    report_losses,
     report_metrics,
     report_mixture,
     report_samples,
@@ -18,6 +20,7 @@ from eval import (
 )
 from eval.bars import mark_shape
 from eval.charts import format_number
+from eval.goodput import Goodput
 from eval.report_metrics import is_number
 from eval.report_names import (
     Language,
@@ -88,8 +91,9 @@ def _page(run: RunFiles) -> dict[str, Any]:
     untrained = run.evaluations.get(0) if step != 0 else None
     tasks = report_scores.task_scores(results, untrained=untrained, names=names) if results else []
     tries = report_training.attempts(run.starts, run.steps)
-    curve = report_training.loss_curve(run.steps, tries, run.evaluations)
+    curve = report_training.loss_curve(run.steps, tries, run.evaluations, run.held_out)
     cells = run.plan.cells if run.plan else ()
+    by_source, spent = report_losses.of_sources(run.languages), goodput.measure(run)
     trained = report_mixture.trained_tokens(run.languages)
     samples = [_samples(run, results, task, names) for task in sorted(run.samples)] if results else []
     return {
@@ -99,25 +103,30 @@ def _page(run: RunFiles) -> dict[str, Any]:
         "results": results,
         "last_step": _last_step(run),
         "planned_steps": _planned_steps(run),
-        "tiles": _tiles(run, tasks, curve, names=names, trained=trained),
+        "tiles": _tiles(run, tasks, curve, names=names, trained=trained, spent=spent),
         "notes": [*run.problems, *_warnings(tries, curve, run)],
         "curve": curve,
         "panels": report_training.panels(run.steps),
         "attempts": tries,
         "tasks": tasks,
         "history": _history(run, tasks),
-        "loss_rows": report_training.loss_rows(run.languages, names),
+        "goodput": spent,
+        "goodput_parts": goodput.PARTS,
+        "loss_rows": report_losses.loss_rows(run.languages, names),
+        "source_losses": report_losses.loss_rows(by_source, {}),
+        "held_out": report_losses.held_out_rows(run.held_out, names),
         "mixture": report_mixture.mixture_rows(cells, trained, names),
-        "sources": report_mixture.source_rows(cells),
+        "sources": report_mixture.source_rows(cells, report_mixture.trained_tokens(by_source)),
         "fertility": report_mixture.fertility_rows(cells, names),
         "statistics": report_statistics.statistics_section(run.statistics, names),
         "left_out": report_left_out.left_out(run, names),
         "samples": [found for found in samples if found is not None],
-        "card": _card_rows(run.card or {}),
+        "card": _card_rows({key: value for key, value in (run.card or {}).items() if key != "recipe"}),
         "mark_shape": mark_shape,
         "baseline_names": BASELINE_NAMES,
         "count": format_count,
         "percent": format_percent,
+        "duration": format_duration,
         "direction": text_direction,
         "plain": plain,
     }
@@ -129,6 +138,7 @@ def _all_tags(run: RunFiles) -> set[str]:
     tags |= {tag for by_language in report_left_out.count_cleaned(run.cleaning).values() for tag in by_language}
     for record in run.languages:
         tags |= {*record.weight, *record.tokens}
+    tags |= {tag for record in run.held_out for tag in record.loss_sum}
     for results in run.evaluations.values():
         for task, subtasks in results.group_subtasks.items():
             tags |= {report_metrics.subtask_language(task, subtask) for subtask in subtasks}
@@ -160,6 +170,7 @@ def _tiles(
     *,
     names: Mapping[str, Language],
     trained: Mapping[str, float],
+    spent: Goodput | None,
 ) -> list[Tile]:
     tiles = [_task_tile(task) for task in tasks[:MAX_TASK_TILES]]
     if curve is not None:
@@ -182,6 +193,9 @@ def _tiles(
         tries = card.get("attempts")
         detail = f"in {tries} attempt{'s' if tries != 1 else ''}" if isinstance(tries, int) else ""
         tiles.append(Tile(label="Training time", value=format_duration(card["train_seconds"]), detail=detail))
+    if spent is not None:
+        detail = f"useful steps of {format_duration(spent.wall_s)}, restarts included"
+        tiles.append(Tile(label="Goodput", value=format_percent(spent.share), detail=detail))
     return tiles
 
 

@@ -78,11 +78,15 @@ def mixture_rows(
     return _rows(sums, names)
 
 
-def source_rows(cells: Sequence[PlanCell]) -> list[MixtureRow]:
-    """The mixture by source, largest wanted share first; tokens served are not recorded by source."""
-    all_tokens = sum(cell.planned_tokens for cell in cells)
+def source_rows(cells: Sequence[PlanCell], trained: Mapping[str, Number]) -> list[MixtureRow]:
+    """The mixture by source, largest wanted share first; `trained` are tokens served, empty if not recorded."""
+    all_tokens, all_trained = sum(cell.planned_tokens for cell in cells), sum(trained.values())
     sums = {
-        source: _sum_cells([cell for cell in cells if cell.source == source], all_tokens=all_tokens, trained=None)
+        source: _sum_cells(
+            [cell for cell in cells if cell.source == source],
+            all_tokens=all_tokens,
+            trained=trained.get(source, 0.0) / all_trained if all_trained > 0 else None,
+        )
         for source in {cell.source for cell in cells}
     }
     return _rows(sums, {})

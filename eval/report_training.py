@@ -9,12 +9,12 @@ from typing import Any
 import msgspec
 from markupsafe import Markup
 
-from eval import bars, charts
+from eval import charts
 from eval.bars import Number
 from eval.charts import Moment, Series, format_number
 from eval.report_metrics import is_number
-from eval.report_names import Language, format_count, format_percent
-from eval.run_files import LanguagesRecord, Results, StartRecord, StepRecord, last_of_each_step
+from eval.report_names import format_count, format_percent
+from eval.run_files import HeldOutRecord, Results, StartRecord, StepRecord, last_of_each_step
 
 WIDE, NARROW, SMALL = (1080, 340), (380, 280), (300, 170)
 
@@ -57,19 +57,6 @@ class Panel(msgspec.Struct, frozen=True, kw_only=True):
     number: str
 
 
-class LossRow(msgspec.Struct, frozen=True, kw_only=True):
-    """Training loss of one language over the first and the last tenth of the steps, in nats per token."""
-
-    language: Language
-    first: float | None
-    last: float | None
-    first_text: str
-    last_text: str
-    trained_tokens: float
-    trained_text: str
-    spark: Markup
-
-
 def attempts(starts: Sequence[StartRecord], steps: Sequence[StepRecord]) -> list[Attempt]:
     """Each process of the run in order; repeated steps are compared, by digest, with their newest record."""
     by_attempt: dict[int, dict[int, StepRecord]] = {}
@@ -109,7 +96,10 @@ def plain(value: Any) -> str:
 
 
 def loss_curve(
-    steps: Sequence[StepRecord], tries: Sequence[Attempt], evaluations: Mapping[int, Results]
+    steps: Sequence[StepRecord],
+    tries: Sequence[Attempt],
+    evaluations: Mapping[int, Results],
+    held_out: Sequence[HeldOutRecord] = (),
 ) -> LossCurve | None:
     """The loss of every step, raw and smoothed, with resumes and held-out losses; None without a loss."""
     kept = last_of_each_step([record for record in steps if record.loss is not None])
@@ -123,7 +113,7 @@ def loss_curve(
     lines = [
         Series(name="loss", style="raw", xs=xs, ys=losses),
         Series(name="smoothed", style="smoothed", xs=xs, ys=smoothed),
-        *_held_out_losses(evaluations, last_step=xs[-1]),
+        *_held_out_losses(evaluations, held_out, last_step=xs[-1]),
     ]
     description = (
         f"Loss falls or rises from {format_number(finite[0])} at step {xs[0]:,.0f} "
@@ -170,9 +160,15 @@ def _moments(tries: Sequence[Attempt], *, in_words: bool) -> list[Moment]:
     return moments
 
 
-def _held_out_losses(evaluations: Mapping[int, Results], *, last_step: Number) -> list[Series]:
-    """Macro-averaged held-out loss of each task that reports one, at the steps that were evaluated."""
+def _held_out_losses(
+    evaluations: Mapping[int, Results], held_out: Sequence[HeldOutRecord], *, last_step: Number
+) -> list[Series]:
+    """Macro-averaged held-out loss: of the run's own rows, and of each task that reports one, by step."""
     points: dict[str, list[tuple[int, float]]] = {}
+    for record in last_of_each_step(held_out):
+        means = [total / record.weight[tag] for tag, total in record.loss_sum.items() if record.weight.get(tag, 0) > 0]
+        if means and record.step <= last_step:
+            points.setdefault("own rows", []).append((record.step, sum(means) / len(means)))
     for step, results in evaluations.items():
         for task in results.group_subtasks:
             loss = results.groups.get(task, {}).get("loss,none")
@@ -197,6 +193,7 @@ def panels(steps: Sequence[StepRecord]) -> list[Panel]:
         ("learning_rate", "Learning rate", format_number),
         ("grad_norm", "Gradient norm", format_number),
         ("tokens_per_s", "Real tokens/s", format_count),
+        ("mfu", "MFU", format_percent),
         ("padding", "Padding share", format_percent),
     )
     drawn = []
@@ -211,49 +208,7 @@ def panels(steps: Sequence[StepRecord]) -> list[Panel]:
             [line], name=field, title=title, description=described, size=SMALL, y_from_zero=min(ys) >= 0
         )
         # One late or early record makes the last speed a poor summary of a run.
-        is_speed = field == "tokens_per_s"
+        is_speed = field in ("tokens_per_s", "mfu")
         shown = f"median {text(median(ys))}" if is_speed else text(ys[-1])
         drawn.append(Panel(title=title, chart=chart, number=shown))
     return drawn
-
-
-def loss_rows(records: Sequence[LanguagesRecord], names: Mapping[str, Language]) -> list[LossRow]:
-    """Training loss by language, highest last loss first. Sums are added before the one division."""
-    kept = last_of_each_step(records)
-    if not kept:
-        return []
-    tenth = max(1.0, kept[-1].step / 10)
-    early = [record for record in kept if record.step <= tenth] or kept[:1]
-    late = [record for record in kept if record.step > kept[-1].step - tenth]
-    tags = {tag for record in kept for tag, weight in record.weight.items() if tag and weight > 0}
-    rows = [_loss_row(names[tag], kept, early=early, late=late) for tag in tags]
-    return sorted(rows, key=lambda row: (-(row.last if row.last is not None else -1.0), row.language.tag))
-
-
-def _loss_row(
-    language: Language,
-    kept: Sequence[LanguagesRecord],
-    *,
-    early: Sequence[LanguagesRecord],
-    late: Sequence[LanguagesRecord],
-) -> LossRow:
-    tag = language.tag
-    first, last = mean_loss(early, tag), mean_loss(late, tag)
-    trained = sum(record.weight.get(tag, 0.0) for record in kept)
-    course = [loss for record in kept if (loss := mean_loss([record], tag)) is not None]
-    return LossRow(
-        language=language,
-        first=first,
-        last=last,
-        first_text="–" if first is None else f"{first:.3f}",
-        last_text="–" if last is None else f"{last:.3f}",
-        trained_tokens=trained,
-        trained_text=format_count(trained),
-        spark=bars.sparkline(charts.thin(range(len(course)), course, limit=40)[1]),
-    )
-
-
-def mean_loss(records: Sequence[LanguagesRecord], tag: str) -> Number | None:
-    """Loss per trained token of a language over some records, or None where nothing of it was trained."""
-    weight = sum(record.weight.get(tag, 0.0) for record in records)
-    return sum(record.loss_sum.get(tag, 0.0) for record in records) / weight if weight > 0 else None

@@ -13,7 +13,7 @@ from data.statistics import CorpusStatistics, read_statistics
 RUN_PARTS = ("recipe.yaml", "plan", "metrics.jsonl", "run_card.json", "eval", "checkpoints")
 
 T = TypeVar("T")
-Record = TypeVar("Record", "StartRecord", "StepRecord", "LanguagesRecord")
+Record = TypeVar("Record", "StepRecord", "LanguagesRecord", "HeldOutRecord")
 
 
 class StartRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +24,8 @@ class StartRecord(msgspec.Struct, frozen=True, kw_only=True):
     time: float | None = None
     devices: Any = None
     mesh: Any = None
+    process_s: float | None = None
+    """How long the process had run by then."""
 
 
 class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,16 +41,53 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
     padding: float | None = None
     tokens_per_s: float | None = None
     digest: str | None = None
+    time: float | None = None
+    mfu: float | None = None
+    step_s: float | None = None
+    data_wait_s: float = 0.0
+    compiled: bool = False
+    """Whether a program was made in the step's time."""
+
+
+class SaveRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint began to be saved, for which training stood still so long."""
+
+    step: int
+    attempt: int = 1
+    time: float | None = None
+    seconds: float = 0.0
+
+
+class HeldOutRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """Loss sums and weights by language of the run's own held-out rows, after `step`."""
+
+    step: int
+    attempt: int = 1
+    time: float | None = None
+    seconds: float = 0.0
+    loss_sum: dict[str, float] = {}
+    weight: dict[str, float] = {}
+
+
+class GroupSums(msgspec.Struct, frozen=True, kw_only=True):
+    """Loss sums, trained tokens, real positions and gradient norms by source."""
+
+    loss_sum: dict[str, float] = {}
+    weight: dict[str, float] = {}
+    tokens: dict[str, float] = {}
+    gradient: dict[str, float] = {}
 
 
 class LanguagesRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """Loss sums, trained tokens and real positions by language over steps `first_step` to `step`."""
+    """Loss sums, trained tokens, real positions and gradient norms by language over steps `first_step` to `step`."""
 
     step: int
     first_step: int | None = None
     loss_sum: dict[str, float] = {}
     weight: dict[str, float] = {}
     tokens: dict[str, float] = {}
+    gradient: dict[str, float] = {}
+    by_source: GroupSums | None = None
 
 
 class PlanCell(msgspec.Struct, frozen=True, kw_only=True):
@@ -125,6 +164,8 @@ class RunFiles(msgspec.Struct, frozen=True, kw_only=True):
     starts: tuple[StartRecord, ...]
     steps: tuple[StepRecord, ...]
     """In file order; steps that were run again after a kill appear again."""
+    saves: tuple[SaveRecord, ...]
+    held_out: tuple[HeldOutRecord, ...]
     languages: tuple[LanguagesRecord, ...]
     evaluations: dict[int, Results]
     """By step, ascending."""
@@ -155,6 +196,8 @@ def read_run(run_dir: Path) -> RunFiles:
         cleaning=_read_json(run_dir / "plan" / "cleaning.json", CleaningRecord, problems),
         starts=_of_kind("start", StartRecord, records, problems),
         steps=_of_kind("step", StepRecord, records, problems),
+        saves=_of_kind("save", SaveRecord, records, problems),
+        held_out=_of_kind("held_out", HeldOutRecord, records, problems),
         languages=_of_kind("languages", LanguagesRecord, records, problems),
         evaluations=evaluations,
         samples={

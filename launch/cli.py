@@ -28,6 +28,7 @@ EXAMPLES = {
     "import": "polytune import HF_DIR runs/imported --dtype bfloat16",
     "export": "polytune export runs/demo exported/demo",
     "report": "polytune report runs/demo",
+    "compare": "polytune compare runs/demo runs/mine --json comparison.json",
     "launch": "polytune launch local --processes 2 --devices-per-process 2 demo run.dir=runs/two train.steps=200",
     "env": "polytune env",
 }
@@ -115,6 +116,10 @@ def make_parser() -> argparse.ArgumentParser:
     export.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of a file, e.g. 500MB (default: 5GB)")
     report = add("report", "Write RUN/report.html: one file, no network.")
     report.add_argument("run_dir")
+    comparing = add("compare", "List what differs between two runs, and their numbers side by side.")
+    comparing.add_argument("run_a", help="a run directory")
+    comparing.add_argument("run_b", help="another")
+    comparing.add_argument("--json", metavar="FILE", help="write everything, exactly")
     _add_launch(add("launch", "Train a recipe in several processes."))
     add("env", "Describe machine and versions, to paste into a bug report.")
     return parser
@@ -366,6 +371,12 @@ def _report(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _compare(options: argparse.Namespace, console: Console) -> int:
+    from launch.compare import run_compare
+
+    return run_compare(options.run_a, options.run_b, json_file=options.json, console=console)
+
+
 def _env(_options: argparse.Namespace, console: Console) -> int:
     from launch.environment import describe_environment
 
@@ -386,6 +397,7 @@ VERBS = {
     "import": _import,
     "export": _export,
     "report": _report,
+    "compare": _compare,
     "launch": _launch,
     "env": _env,
 }

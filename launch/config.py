@@ -44,8 +44,9 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 FREE_TO_CHANGE = (
     "run.dir", "compute", "mesh", "axes", "checkpoint", "data.workers", "data.prefetch", "data.root", "data.store",
-    "data.prepare_workers", "data.changed_plan", "train.log_every", "train.tensorboard", "train.microbatches",
-    "train.loss.head", "train.loss.chunk",
+    "data.prepare_workers", "data.changed_plan", "data.held_out", "train.log_every", "train.trackers",
+    "train.tracker_project", "train.gradient_share", "train.held_out_every", "train.profile",
+    "train.peak_flops_per_s", "train.microbatches", "train.loss.head", "train.loss.chunk",
 )  # fmt: skip
 """Keys that may differ when a run is resumed: they change speed, place or logging, never batches or what is learned."""
 FREE_WITH_A_CHANGED_PLAN = ("data", "run.seed")

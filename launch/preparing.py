@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.progress import Progress as Bar
 from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from data.held_out import prepare_held_out
 from data.prepare import Prepared, Watch, prepare
 from data.storage import is_remote
 from data.works import Progress
@@ -22,7 +23,11 @@ LINE_EVERY_S = 10.0
 
 
 def prepare_recipe(recipe: Recipe, origin: Origin, *, run_dir: Path, console: Console) -> Prepared:
-    """The recipe's data, tokenised where it is not yet, planned for its steps; told of on the console."""
+    """The recipe's data, tokenised where it is not yet, planned for its steps; told of on the console.
+
+    With it `data.held_out`, which `data.held_out.read_held_out` then finds in the run directory.
+    """
+    store = store_of(recipe)
     with _show_progress(console) as watch:
         prepared = prepare(
             recipe.data,
@@ -32,10 +37,15 @@ def prepare_recipe(recipe: Recipe, origin: Origin, *, run_dir: Path, console: Co
             batch_rows=recipe.train.batch_rows,
             seed=recipe.run.seed,
             run_dir=run_dir,
-            store=store_of(recipe),
+            store=store,
             extra_stop_ids=origin.stop_ids,
             watch=watch,
         )
+        if recipe.data.held_out is not None:
+            prepare_held_out(
+                recipe.data, training=prepared.dataset, run_dir=run_dir, store=store, seed=recipe.run.seed,
+                extra_stop_ids=origin.stop_ids, watch=watch,
+            )  # fmt: skip
     for notice in prepared.chat.notices:
         print_notice(notice, console)
     return prepared

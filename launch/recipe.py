@@ -29,7 +29,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     YAML is version 1.2, so `no` is Norwegian and `1e-3` is a number; a key given twice is an error.
     Raises RecipeError.
     """
-    tree = _parse_yaml(_recipe_text(name), name)
+    tree = parse_yaml(_recipe_text(name), name)
     if not isinstance(tree, dict):
         found = "empty" if tree is None else f"a {type(tree).__name__}"
         raise RecipeError(f"recipe {name} is {found}; it must be a mapping with run, model, data, ...")
@@ -64,7 +64,7 @@ def check_same_run(recipe: Recipe, run_dir: Path) -> None:
     path = run_dir / "recipe.yaml"
     if not path.exists():
         return
-    there = flatten(_parse_yaml(path.read_text(encoding="utf-8"), str(path)))
+    there = flatten(parse_yaml(path.read_text(encoding="utf-8"), str(path)))
     here = flatten(recipe_tree(recipe))
     # In the order of a recipe's fields: what was chosen comes before the options that follow from it.
     differing = [key for key in dict.fromkeys([*here, *there]) if there.get(key) != here.get(key)]
@@ -122,7 +122,8 @@ def _strings(tree: Any) -> Iterator[str]:
             yield from _strings(item)
 
 
-def _parse_yaml(text: str, name: str) -> Any:
+def parse_yaml(text: str, name: str) -> Any:
+    """The plain values of a YAML 1.2 text; RecipeError, with `name`, where it is none."""
     try:
         return _yaml().load(text)
     except YAMLError as error:
@@ -138,9 +139,9 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     for i, part in enumerate(parts[:-1]):
         node = _child(node, part, ".".join(parts[: i + 1]))
     if isinstance(node, list):
-        node[_list_index(node, parts[-1], key)] = _parse_yaml(text, override)
+        node[_list_index(node, parts[-1], key)] = parse_yaml(text, override)
     else:
-        node[parts[-1]] = _parse_yaml(text, override)
+        node[parts[-1]] = parse_yaml(text, override)
 
 
 def _child(node: Any, part: str, path: str) -> Any:

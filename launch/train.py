@@ -11,16 +11,19 @@ import jax
 import msgspec
 from rich.console import Console
 
+from data.held_out import read_held_out
 from data.pipeline import make_batches
 from data.plan import Plan, trained_per_row
 from data.prepare import Prepared, read_prepared
 from data.realised import RealisedShares
 from data.tokenizer import Tokenizer, fits_vocabulary
+from eval import goodput
+from eval.run_files import read_run
 from launch.cluster import Flags, describe, detect_cluster, join
 from launch.config import Recipe, RecipeError
 from launch.environment import describe_devices, git_state, library_versions
 from launch.origin import Origin, open_origin, size_mesh
-from launch.plan_table import print_plan
+from launch.plan_table import describe_head, print_plan
 from launch.preparing import prepare_recipe
 from launch.recipe import check_same_run, recipe_tree, write_recipe
 from launch.runtime import lock_run_dir, set_up_process, use_mesh
@@ -32,12 +35,15 @@ from model.checkpoint import newest_step
 from model.config import ModelConfig
 from model.parallel import check_divisible, sharded_sizes, ways
 from train.config import TrainConfig
+from train.held_out import HeldOutJob
 from train.hosts import is_first, share_of_batch, tell_all
 from train.loop import Outcome, TrainJob, head_positions, run_training
 from train.metrics import read_metrics
+from train.mfu import make_utilisation
 from train.optim import check_patterns, make_schedule
 from train.progress import show_progress
 from train.step import StepSpec
+from train.trackers import check_trackers
 
 ALONE_OR_DETECTED = Flags()
 EXIT_STOPPED = 75
@@ -64,6 +70,8 @@ def run_train(recipe: Recipe, *, recipe_name: str, console: Console, flags: Flag
 
 def _run(recipe: Recipe, recipe_name: str, console: Console) -> Outcome:
     run_dir = Path(recipe.run.dir)
+    if is_first():
+        check_trackers(recipe.train.trackers)
     with use_mesh(size_mesh(recipe, jax.device_count())) as mesh:
         origin = open_origin(recipe)
         check_sizes(recipe, origin.cfg, mesh)
@@ -74,6 +82,9 @@ def _run(recipe: Recipe, recipe_name: str, console: Console) -> Outcome:
             check_alike(job)
             if newest_step(run_dir) is None:
                 print_plan(prepared.plan.summary, job, mesh, console)
+            if job.held_out is not None:
+                console.print(describe_held_out(job.held_out), highlight=False, markup=False)
+            console.print(make_utilisation(job.spec, job.train).describe(), highlight=False, markup=False)
             outcome = _train(recipe, prepared, job, console)
             if is_first():
                 write_run_card(recipe, prepared, job, outcome, recipe_name)
@@ -154,6 +165,8 @@ def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
         neftune_alpha=recipe.train.neftune_alpha,
         dropout=recipe.train.dropout,
         seed=recipe.run.seed,
+        num_sources=len(prepared.dataset.facts.sources),
+        gradient_share=recipe.train.gradient_share,
     )
     return TrainJob(
         run_dir=Path(recipe.run.dir),
@@ -163,6 +176,7 @@ def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
         checkpoint=recipe.checkpoint,
         seed=recipe.run.seed,
         languages=tuple(prepared.dataset.facts.languages),
+        sources=tuple(prepared.dataset.facts.sources),
         plan_hash=plan.hash,
         accepts_changed_plan=recipe.data.changed_plan == "accept",
         most_trained_S=most_trained_S,
@@ -181,7 +195,26 @@ def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
             **origin.meta,
         },
         load_params=origin.load,
+        held_out=make_held_out(recipe, prepared),
         shares_after=RealisedShares(prepared.dataset, plan).after,
+    )
+
+
+def make_held_out(recipe: Recipe, prepared: Prepared) -> HeldOutJob | None:
+    """What is looked at while training; None where the recipe holds nothing out."""
+    rows = read_held_out(recipe.data, training=prepared.dataset, run_dir=Path(recipe.run.dir))
+    if rows is None:
+        return None
+    batch_rows = recipe.train.batch_rows // recipe.train.microbatches
+    return HeldOutJob(rows=rows, every=recipe.train.held_out_every, batch_rows=batch_rows)
+
+
+def describe_held_out(job: HeldOutJob) -> str:
+    """One line: what is looked at, and when."""
+    examples = sum(map(len, job.rows.rows))
+    return (
+        f"held out: {examples:,} examples of {len(job.rows.languages) - 1} languages in {len(job.rows.rows):,} rows, "
+        f"their loss is looked at every {job.every} steps"
     )
 
 
@@ -220,13 +253,26 @@ def write_run_card(recipe: Recipe, prepared: Prepared, job: TrainJob, outcome: O
         "attention": {"kernel": kernel.name, "block": kernel.block},
         "versions": library_versions(),
         "git": git_state(),
+        "processes": jax.process_count(),
+        "loss_head": describe_head(job.spec, jax.sharding.get_mesh()),
+        "peak_flops_per_s": make_utilisation(job.spec, job.train).peak_flops_per_s,
         "train_seconds": round(_busy_seconds(records), 1),
         "attempts": outcome.attempt,
+        "goodput": _describe_goodput(job.run_dir),
+        "recipe": job.meta["recipe"],
     }
     path = job.run_dir / "run_card.json"
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(card, indent=2, ensure_ascii=False), encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _describe_goodput(run_dir: Path) -> dict[str, Any] | None:
+    found = goodput.measure(read_run(run_dir))
+    if found is None:
+        return None
+    seconds = {f"{part}_s": round(seconds, 2) for part, seconds in found.seconds.items()}
+    return {"share": round(found.share, 4), "wall_s": round(found.wall_s, 2), **seconds}
 
 
 def _train(recipe: Recipe, prepared: Prepared, job: TrainJob, console: Console) -> Outcome:

@@ -111,13 +111,12 @@ def apply_routed(
     *,
     at_BK: Int[Array, "B K"] | None = None,
     compute: ComputeConfig = ComputeConfig(),
-    noise: Noise | None = None,
 ) -> tuple[Float[Array, "B _ V"], RouterSums]:
     """What `apply` gives, and the sums over layers and real tokens that router losses are made of."""
     x_BTD, sums = apply_hidden(
-        cfg, axes, params, tokens_BT, segments_BT, positions_BT, at_BK=at_BK, compute=compute, noise=noise
+        cfg, axes, params, tokens_BT, segments_BT, positions_BT, at_BK=at_BK, compute=compute
     )  # fmt: skip
-    return _logits(cfg, axes, params, x_BTD), sums
+    return make_logits(cfg, axes, params, x_BTD), sums
 
 
 def apply_hidden(
@@ -187,7 +186,7 @@ def apply_cached(
     x_BTD = _embed(cfg, axes, params, tokens_BT, compute)
     x_BTD, stacks, _ = _run_layers(cfg, axes, params, x_BTD, context, cache.stacks, compute)
     x_BTD = _last_hidden(cfg, axes, params, x_BTD, at_BK)
-    return _logits(cfg, axes, params, x_BTD), KVCache(stacks or {})
+    return make_logits(cfg, axes, params, x_BTD), KVCache(stacks or {})
 
 
 def empty_cache(
@@ -344,8 +343,10 @@ def pick_positions(
     return jax.shard_map(pick, in_specs=specs, out_specs=shared)(*jax.sharding.reshard((field, at_BK), specs))
 
 
-def _logits(cfg: ModelConfig, axes: AxisRules, params: Params, x_BTD):
-    """Float32 logits of normed hidden states."""
+def make_logits(
+    cfg: ModelConfig, axes: AxisRules, params: Params, x_BTD: Float[Array, "B T D"]
+) -> Float[Array, "B T V"]:
+    """Float32 logits of normed hidden states, from `apply_hidden`."""
     if cfg.tied_head:
         return finish_logits(cfg, run(embedding_of(cfg, axes), params["embedding"], x_BTD, method="decode"))
     return finish_logits(cfg, run(head_of(cfg, axes), params["head"], x_BTD))

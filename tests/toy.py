@@ -80,7 +80,7 @@ def lay_out(rows: Sequence[Sequence[Example]], length: int = ROW_LENGTH) -> Batc
                 fields["positions_BT"][row, at] = position
                 fields["language_BT"][row, at] = example.language
                 fields["role_BT"][row, at] = Role.ASSISTANT if example.weights[position + 1] else Role.USER
-                fields["source_BT"][row, at] = 1
+                fields["source_BT"][row, at] = 1 + example.language % 2
                 at += 1
     return Batch(**fields)
 

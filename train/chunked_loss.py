@@ -10,7 +10,7 @@ that is. Letters beside the project's: C counts the positions of a chunk, N thos
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from model.config import ModelConfig
 from model.parallel import axis_names
 from model.transformer import finish_logits
 from train.config import LossConfig
-from train.loss import TokenLosses, added_loss
+from train.loss import TokenLosses, added_loss, norms_of
 
 CPU_BYTES, CPU_LEAST = 64 * 2**20, 128
 """Chunks of a CPU: logits of so many bytes, but so many positions at least. Measured: docs/benchmarks.md."""
@@ -99,6 +99,8 @@ def chunked_losses(
     head: Float[Array, "_ _"],
     targets_BK: Int[Array, "B K"],
     weight_BK: Float[Array, "B K"],
+    *,
+    has_norms: bool = False,
 ) -> TokenLosses:
     """The losses of normed hidden states and the head's matrix, from `apply_hidden` and `head_weight`.
 
@@ -109,8 +111,13 @@ def chunked_losses(
     Differentiate the objective: its gradient is ready when its value is. A cotangent of `loss_BK` is served too, each
     position's by itself, by walking over the chunks again; nothing of that is compiled where there is none. Where the
     head is not differentiated, no gradient of it is made. Raises ValueError when the weights are differentiated.
+
+    `has_norms`: `gradient_BK` too, read off the gradient of x that is made anyway, or made for it.
     """
-    return _losses((config, model), x_BKD, head, targets_BK, weight_BK)
+    losses = cast(TokenLosses, _losses((config, model, has_norms), x_BKD, head, targets_BK, weight_BK))
+    if losses.gradient_BK is None:
+        return losses
+    return losses._replace(gradient_BK=jax.lax.stop_gradient(losses.gradient_BK))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -120,8 +127,11 @@ def _losses(static, x_BKD, head, targets_BK, weight_BK):
 
 def _forward_only(static, x_BKD, head, targets_BK, weight_BK, wanted: Wanted) -> tuple[TokenLosses, Walked]:
     tokens = Tokens(targets_BK, weight_BK != 0, jnp.zeros_like(weight_BK), weight_BK)
-    walked = _walk(static, wanted, x_BKD, head, tokens)
-    return TokenLosses(jnp.sum(walked.objective * weight_BK), walked.loss), walked
+    has_norms = static[2]
+    walked = _walk(static, wanted._replace(x=wanted.x or has_norms), x_BKD, head, tokens)
+    norms_BK = norms_of(walked.grad_x) if has_norms and walked.grad_x is not None else None
+    losses = TokenLosses(jnp.sum(walked.objective * weight_BK), walked.loss, norms_BK)
+    return losses, walked if wanted.x else walked._replace(grad_x=None)
 
 
 def _forward(static, x_BKD, head, targets_BK, weight_BK):
@@ -248,7 +258,7 @@ def _walk_chunks(visit, layout: Layout, wanted: Wanted, x_ND, head, tokens: Toke
 
 def _visit(static, layout: Layout, wanted: Wanted, x_CD, head, tokens: Tokens) -> Walked:
     """The losses of one chunk, and its gradients: those of x for this device's part of the vocabulary only."""
-    config, model = static
+    config, model, _ = static
     vocabulary = head.shape[0 if layout.tied else 1]
     first_id = jax.lax.axis_index(layout.vocab) * vocabulary if layout.vocab else 0
     letters = "VD" if layout.tied else "DV"

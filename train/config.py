@@ -8,6 +8,7 @@ AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Beta = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
 class OptimConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -188,8 +189,20 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     training, the others scaled up: `embd_pdrop` and `resid_pdrop` of a config.json, which are never taken from there.
     Source: arXiv:1207.0580."""
     log_every: AtLeastOne = 10
-    """Steps between per-language records and lines of a log that is not a terminal."""
-    tensorboard: bool = True
+    """Steps between records by language and source, records of memory, and lines of a log that is not a terminal."""
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    """Where scalars go besides `metrics.jsonl`. Those but tensorboard are extras: `pip install 'polytune[wandb]'`."""
+    tracker_project: str = "polytune"
+    """Project that wandb and trackio file the run under."""
+    gradient_share: bool = True
+    """Sums by language and source how strongly tokens pull at the model (`train.loss.GroupSums`). Nearly free with the
+    chunked head; the full head makes its gradient twice for it."""
+    held_out_every: AtLeastOne = 200
+    """Steps between looks at `data.held_out`, besides those at the first and the last state. Unused without it."""
+    profile: tuple[AtLeastOne, AtLeastOne] | None = None
+    """First and last step that is traced into RUN/profile, for xprof. A step with a new program includes compiling."""
+    peak_flops_per_s: Positive | None = None
+    """Of one device, the denominator of MFU. None: the published one, where there is one (`model.chips`)."""
 
     def __post_init__(self):
         if (self.steps is None) == (self.epochs is None):
@@ -199,3 +212,18 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 f"batch_rows={self.batch_rows} is not divisible by microbatches={self.microbatches}; "
                 f"use batch_rows={-(-self.batch_rows // self.microbatches) * self.microbatches}"
             )
+        if len(set(self.trackers)) != len(self.trackers):
+            raise ValueError(f"train.trackers names one twice: {', '.join(self.trackers)}; leave one of them out")
+        if self.profile is not None:
+            _check_profile(*self.profile, steps=self.steps)
+
+
+def _check_profile(start: int, stop: int, *, steps: int | None) -> None:
+    """Raises ValueError for a span of steps that would trace nothing."""
+    if stop < start:
+        raise ValueError(f"train.profile ends at step {stop}, before it starts at {start}; give [first, last] step")
+    if steps is not None and start > steps:
+        raise ValueError(
+            f"train.profile starts at step {start}, but train.steps={steps}: nothing would be traced; use a step up to "
+            f"{steps}"
+        )

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax._src import distributed  # the store has no public door; orbax goes through this one
-from jaxtyping import Array, Int, UInt
+from jaxtyping import Array, Float, Int, UInt
 
+from data.batch import Batch
 from train.digests import join_digests
 from train.metrics import BatchFacts
 
@@ -111,11 +112,25 @@ def pick_share(held: dict[int, frozenset[int]], process: int, *, rows: int) -> S
     return Share(parts.index(held[process]), len(parts), first == process)
 
 
+def put_batch(batch: Batch, spec: jax.sharding.PartitionSpec, *, shares: int = 1) -> Batch:
+    """The global batch on the mesh in use, of which `batch` is this process's share, one of so many."""
+    sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec)
+
+    def put(x_BT: np.ndarray) -> jax.Array:
+        rows, length = x_BT.shape
+        return jax.make_array_from_process_local_data(sharding, x_BT, (rows * shares, length))
+
+    return jax.tree.map(put, batch)
+
+
 class Notes(NamedTuple):
     """What the processes tell each other with a step. Rows by device (D) before it; the sum, and all rows, after it."""
 
     counts: Int[Array, "D C"] | Int[Array, "C"]
-    """How many processes were told to stop, then tokens by language id. In the row of a process's first device."""
+    """How many processes were told to stop, then tokens by language and by source id. In the row of a process's first
+    device."""
+    flops: Float[Array, "D"] | Float[Array, ""]
+    """What the model needs for the share's tokens."""
     marks: UInt[Array, "D 4"]
     """One row a share: its index + 1, and its three digests. 0: the row of a device that has nothing to say."""
 
@@ -124,37 +139,43 @@ def write_notes(facts: BatchFacts, share: Share, *, is_stopping: bool) -> Notes:
     """This process's notes on the mesh in use."""
     mesh = jax.sharding.get_mesh()
     local = len(mesh.local_devices)
-    counts_DC = np.zeros((local, 1 + len(facts.tokens_R)), np.int32)
+    tokens = np.concatenate([facts.tokens_R, facts.tokens_S])
+    counts_DC = np.zeros((local, 1 + len(tokens)), np.int32)
+    flops_D = np.zeros(local, np.float32)
     marks_DX = np.zeros((local, 4), np.uint32)
     counts_DC[0, 0] = is_stopping
     if share.speaks:
-        counts_DC[0, 1:] = facts.tokens_R
+        counts_DC[0, 1:] = tokens
+        flops_D[0] = facts.flops
         marks_DX[0] = (share.index + 1, *facts.crcs)
     sharding = jax.sharding.NamedSharding(mesh, jax.P(mesh.axis_names))
 
     def place(local_DX: np.ndarray) -> Array:
-        shape = (mesh.devices.size, local_DX.shape[1])
+        shape = (mesh.devices.size, *local_DX.shape[1:])
         return jax.make_array_from_process_local_data(sharding, local_DX, shape)
 
-    return Notes(place(counts_DC), place(marks_DX))
+    return Notes(place(counts_DC), place(flops_D), place(marks_DX))
 
 
 def spread_notes(notes: Notes) -> Notes:
     """The notes of all processes, the same in each; part of the compiled step."""
-    return Notes(jnp.sum(notes.counts, axis=0), jax.sharding.reshard(notes.marks, jax.P()))
+    return Notes(jnp.sum(notes.counts, axis=0), jnp.sum(notes.flops), jax.sharding.reshard(notes.marks, jax.P()))
 
 
 def read_notes(notes: Notes, facts: BatchFacts, share: Share) -> tuple[BatchFacts, bool]:
     """The facts of the global batch of which `facts` knows a share, and whether any process was told to stop."""
-    counts_C, marks_DX = jax.device_get(notes)
+    counts_C, flops, marks_DX = jax.device_get(notes)
+    tokens_R, tokens_S = np.split(counts_C[1:], [len(facts.tokens_R)])
     marks = sorted(tuple(map(int, row)) for row in marks_DX if row[0])
     crcs = [(tokens, targets, segments) for _, tokens, targets, segments in marks]
     assert [index for index, *_ in marks] == list(range(1, share.count + 1)), marks
     whole = facts._replace(
         rows=facts.rows * share.count,
-        tokens=int(counts_C[1:].sum()),
+        tokens=int(tokens_R.sum()),
         positions=facts.positions * share.count,
-        tokens_R=counts_C[1:],
+        tokens_R=tokens_R,
+        tokens_S=tokens_S,
+        flops=float(flops),
         digest=join_digests(crcs, share_bytes=4 * facts.positions),
     )
     return whole, bool(counts_C[0])

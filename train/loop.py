@@ -19,9 +19,12 @@ from model.parallel import AxisRules
 from model.transformer import Params
 from train.checkpoint import Saver, check_disk, restore_step, set_aside_incomplete
 from train.config import CheckpointConfig, OptimConfig, TrainConfig
+from train.held_out import HeldOutJob, make_look, scalars_of
 from train.hosts import (
     Notes,
+    Share,
     is_first,
+    put_batch,
     read_notes,
     share_of_batch,
     spread_notes,
@@ -29,10 +32,14 @@ from train.hosts import (
     write_notes,
 )
 from train.metrics import BatchFacts, MetricsWriter, SharesAfter, describe_batch, read_metrics
+from train.mfu import make_utilisation
 from train.optim import make_optimizer, make_schedule
+from train.profiling import StepProfile
 from train.progress import ShowStep
 from train.state import TrainState, abstract_state, first_state, init_state, with_ema
 from train.step import StepMetrics, StepSpec, train_step
+from train.timing import StepClock, process_age_s
+from train.trackers import open_trackers
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,6 +54,8 @@ class TrainJob:
     seed: int
     languages: tuple[str, ...]
     """Language table; entry 0 is padding's."""
+    sources: tuple[str, ...] = ()
+    """Source table, likewise; empty: nothing is told apart by source."""
     plan_hash: str
     most_trained_S: Sequence[int]
     """K of each step of the run: for how many positions of a row its batch needs logits. From `head_positions`."""
@@ -56,6 +65,8 @@ class TrainJob:
     """Whether a run goes on at the row it has come to where the plan is another one by now."""
     shares_after: SharesAfter | None = None
     """Shares of languages and sources in the first so many rows of the run; logged beside the losses by language."""
+    held_out: HeldOutJob | None = None
+    """Rows whose loss is looked at while training; None: none."""
     load_params: Callable[[AxisRules], Params] | None = None
     """Float32 parameters to start from, on the mesh in use; None: random ones. Not asked for on resume."""
 
@@ -151,17 +162,6 @@ def _with_average(job: TrainJob, state: TrainState) -> TrainState:
     return state if job.spec.ema_decay is None else with_ema(state, job.spec.freeze)
 
 
-def put_batch(batch: Batch, spec: jax.sharding.PartitionSpec, *, shares: int = 1) -> Batch:
-    """The global batch on the mesh in use, of which `batch` is this process's share, one of so many."""
-    sharding = jax.sharding.NamedSharding(jax.sharding.get_mesh(), spec)
-
-    def put(x_BT: np.ndarray) -> jax.Array:
-        rows, length = x_BT.shape
-        return jax.make_array_from_process_local_data(sharding, x_BT, (rows * shares, length))
-
-    return jax.tree.map(put, batch)
-
-
 def check_batch(batch: Batch, most_trained: int) -> None:
     """Raises ValueError when a row trains more positions than the step was built for: their loss would vanish.
 
@@ -181,7 +181,6 @@ def run_training(job: TrainJob, *, open_batches, show: ShowStep, on_start=None) 
     `show` sees each finished step; `on_start(outcome)` is told where the run begins.
     """
     tx = make_optimizer(job.optim, job.steps, freeze=job.spec.freeze)
-    schedule = make_schedule(job.optim, job.steps)
     beginning = find_beginning(job.run_dir)
     state, next_row, resumed_from = start_state(job, tx, newest=beginning.newest)
     outcome = Outcome(
@@ -190,12 +189,15 @@ def run_training(job: TrainJob, *, open_batches, show: ShowStep, on_start=None) 
     )  # fmt: skip
     if on_start:
         on_start(outcome)
+    utilisation = make_utilisation(job.spec, job.train)
     writer = MetricsWriter(
-        job.run_dir, attempt=outcome.attempt, languages=job.languages, language_every=job.train.log_every,
-        tensorboard=job.train.tensorboard, shares_after=job.shares_after, writes=is_first(),
+        job.run_dir, attempt=outcome.attempt, languages=job.languages, sources=job.sources,
+        language_every=job.train.log_every, shares_after=job.shares_after, peak_flops_per_s=utilisation.peak_of_all,
+        trackers=open_trackers(job.train, job.run_dir, about=job.meta) if is_first() else (), writes=is_first(),
     )  # fmt: skip
     saver = Saver(job.run_dir, job.checkpoint, meta=job.meta, plan_hash=job.plan_hash)
-    with stop_on_signals() as stop, saver:
+    profile = StepProfile(job.run_dir, job.train.profile)
+    with stop_on_signals() as stop, saver, profile:
         try:
             writer.write_start(
                 outcome.step,
@@ -203,12 +205,13 @@ def run_training(job: TrainJob, *, open_batches, show: ShowStep, on_start=None) 
                     "devices": jax.device_count(),
                     "mesh": dict(jax.sharding.get_mesh().shape),
                     "plan_hash": job.plan_hash,
+                    "process_s": process_age_s(),
                 },
             )
             if resumed_from is None and saver.is_due(0, last=job.steps):
-                saver.save(state, step=0, next_row=0)
+                _save(saver, writer, state, step=0, next_row=0)
             batches = open_batches(next_row)
-            step = _advance(job, tx, schedule, state, next_row, batches, writer, saver, stop, show)
+            step = _advance(job, tx, state, next_row, batches, writer, saver, stop, show, profile)
         finally:
             writer.close()
     return dataclasses.replace(outcome, step=step, finished=step == job.steps)
@@ -221,54 +224,104 @@ class _Pending(NamedTuple):
     metrics: StepMetrics
     notes: Notes | None
     facts: BatchFacts
-    began: float
 
 
-def _advance(job, tx, schedule, state, next_row, batches, writer, saver, stop, show) -> int:
+def list_rates(job: TrainJob) -> np.ndarray:
+    """The learning rate of each step, made before the first: one made beside a step would wait for the devices."""
+    schedule = make_schedule(job.optim, job.steps)
+    with jax.numpy_dtype_promotion("standard"):
+        return np.asarray(jax.vmap(lambda step: jax.numpy.asarray(schedule(step)))(jax.numpy.arange(job.steps)))
+
+
+def _save(saver: Saver, writer: MetricsWriter, state: TrainState, *, step: int, next_row: int) -> None:
+    """Saves, and notes how long the run stood still for it."""
+    began = time.monotonic()
+    saver.save(state, step=step, next_row=next_row)
+    seconds = time.monotonic() - began
+    writer.write_event("save", step, {"seconds": round(seconds, 6)}, {"speed/save_s": seconds})
+
+
+def _make_look(job: TrainJob, writer: MetricsWriter) -> Callable[..., None]:
+    """What looks at the held-out rows, if there are any, and notes what it saw."""
+    if job.held_out is None:
+        return lambda _params, *, step: None
+    see = make_look(job.held_out, job.spec)
+
+    def look(params: Params, *, step: int) -> None:
+        record = see(params)
+        writer.write_event("held_out", step, record, scalars_of(record))
+
+    return look
+
+
+def _write(
+    writer: MetricsWriter, show: ShowStep, rates_S: np.ndarray, share: Share, clock: StepClock, pending: _Pending
+) -> bool:
+    """Waits for a step and writes it; returns whether any process had been told to stop by then."""
+    step, metrics, notes, facts = pending
+    jax.block_until_ready(metrics)
+    clock.lap("device_s")
+    split, compiled = clock.cut()
+    told = False
+    if notes is not None:
+        facts, told = read_notes(notes, facts, share)
+    rate = float(rates_S[step - 1])
+    show(writer.write_step(step, metrics, facts, learning_rate=rate, split=split, compiled=compiled))
+    clock.lap("write_s")
+    return told
+
+
+def _advance(job, tx, state, next_row, batches, writer, saver, stop, show, profile) -> int:
     """Runs steps until the end or a stop request; returns the step whose state is saved."""
     batch_spec = job.spec.axes.spec("batch", None)
     share = share_of_batch(jax.sharding.get_mesh(), batch_spec, rows=job.train.batch_rows)
     is_alone = jax.process_count() == 1
+    utilisation = make_utilisation(job.spec, job.train)
+    describe = functools.partial(describe_batch, num_languages=len(job.languages), num_sources=len(job.sources))
 
     @functools.cache
     def compile_update(most_trained: int):
         spec = dataclasses.replace(job.spec, most_trained=most_trained)
         return jax.jit(functools.partial(_update, spec, tx), donate_argnums=0)
 
-    def write(pending: _Pending, ended: float) -> bool:
-        """Writes a step; returns whether any process had been told to stop by then."""
-        step, metrics, notes, facts, began = pending
-        told = False
-        if notes is not None:
-            facts, told = read_notes(notes, facts, share)
-        show(writer.write_step(step, metrics, facts, learning_rate=float(schedule(step - 1)), seconds=ended - began))
-        return told
-
+    clock = StepClock()
+    write = functools.partial(_write, writer, show, list_rates(job), share, clock)
+    look = _make_look(job, writer)
     first, last = int(state.step), job.steps
+    if first == 0:
+        look(state.params, step=0)
     pending: _Pending | None = None
+    clock.restart()
     for step in range(first + 1, last + 1):
-        began = time.monotonic()
+        profile.before(step)
         batch = next(batches)
+        clock.lap("data_wait_s")
         most_trained = job.most_trained_S[step - 1]
         check_batch(batch, most_trained)
-        facts = describe_batch(batch, first_row=next_row, num_languages=len(job.languages))
+        facts = describe(batch, first_row=next_row, flops=utilisation.count_flops(batch))
         notes = None if is_alone else write_notes(facts, share, is_stopping=stop.signal is not None)
+        made_before = compile_update.cache_info().misses
         update = compile_update(most_trained)
         state, metrics, notes = update(state, put_batch(batch, batch_spec, shares=share.count), notes)
+        clock.lap("dispatch_s", compiled=compile_update.cache_info().misses > made_before)
         # The step before: the device is busy with this one meanwhile.
-        told = write(pending, began) if pending else False
-        pending = _Pending(step, metrics, notes, facts, began)
+        told = write(pending) if pending else False
+        pending = _Pending(step, metrics, notes, facts)
+        profile.after(step, metrics)
         next_row += job.train.batch_rows
         # Asked once: a signal that comes after this waits for the next step. Several processes go by what all of them
         # read in the step before, so that they stop at the same one.
         stopping = stop.signal is not None if is_alone else told
-        if stopping or saver.is_due(step, last=last):
-            jax.block_until_ready(metrics)
-            told = write(pending, time.monotonic())
+        saves, looks = saver.is_due(step, last=last), job.held_out is not None and job.held_out.is_due(step, last=last)
+        if stopping or saves or looks:
+            stopping |= write(pending)
             pending = None
-            writer.write_languages()
-            saver.save(state, step=step, next_row=next_row)
-            stopping = stopping or told
+            if looks:
+                look(state.params, step=step)
+            if stopping or saves:
+                writer.write_languages()
+                _save(saver, writer, state, step=step, next_row=next_row)
+            clock.restart()
         if stopping:
             return step
     return last

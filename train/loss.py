@@ -1,6 +1,6 @@
 """Weighted cross-entropy, as sums and weights, in total and by language; and what may be minimised beside it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,19 @@ from jaxtyping import Array, Float, Int
 
 from model.moe import RouterSums
 from train.config import LossConfig
+
+
+class GroupSums(NamedTuple):
+    """Sums over the trained tokens of each group, by its id (a language, a source); divided by whoever reads them."""
+
+    loss_X: Float[Array, "X"]
+    """Of the bare cross-entropy."""
+    weight_X: Float[Array, "X"]
+    gradient_X: Float[Array, "X"] | None = None
+    """Of |dO/dx|: x is the hidden state that the head is given for a token, O the summed objective of the batch, with
+    loss weights, label smoothing and z-loss in it, before its division by the weight. The gradient share of a group is
+    its part of the sum over all groups: how strongly its tokens pull at the model, before they pull at one another.
+    None: not asked for."""
 
 
 class LossSums(NamedTuple):
@@ -21,6 +34,10 @@ class LossSums(NamedTuple):
     objective: Float[Array, ""] | None = None
     """What is minimised, summed like the loss: `loss_R` with label smoothing and z-loss. This is what to
     differentiate; a gradient of `loss_R` itself is right too, and costs a chunked head a second pass."""
+    gradient_R: Float[Array, "R"] | None = None
+    """`GroupSums.gradient_X` by language; None: not asked for."""
+    by_source: GroupSums | None = None
+    """None: not asked for."""
 
 
 class TokenLosses(NamedTuple):
@@ -29,6 +46,8 @@ class TokenLosses(NamedTuple):
     objective: Float[Array, ""]
     loss_BK: Float[Array, "B K"]
     """Not weighted, in nats, float32. A chunked head gives 0 where the weight is 0."""
+    gradient_BK: Float[Array, "B K"] | None = None
+    """Norm of the objective's gradient by each position's hidden state; a constant. None: not asked for."""
 
 
 def cross_entropy(logits_BKV: Float[Array, "B K V"], targets_BK: Int[Array, "B K"]) -> Float[Array, "B K"]:
@@ -73,19 +92,22 @@ def added_loss(config: LossConfig, picked: Array, mean: Array, log_z: Array) -> 
     return config.label_smoothing * (picked - mean) + config.z_loss_weight * jnp.square(log_z)
 
 
-def sums_by_language(
-    loss_BK: Float[Array, "B K"],
-    weight_BK: Float[Array, "B K"],
-    language_BK: Int[Array, "B K"],
-    num_languages: int,
-) -> LossSums:
-    """Weighted loss and weight summed per language id. Source of the weighting: response-only SFT, token mean."""
-    member_BKR = jax.nn.one_hot(language_BK, num_languages, dtype=jnp.float32)
-    whole = jax.sharding.PartitionSpec(None)
-    return LossSums(
-        loss_R=jnp.einsum("BK,BKR->R", loss_BK * weight_BK, member_BKR, out_sharding=whole),
-        weight_R=jnp.einsum("BK,BKR->R", weight_BK, member_BKR, out_sharding=whole),
-    )
+def sums_by_group(
+    losses: TokenLosses, weight_BK: Float[Array, "B K"], group_BK: Int[Array, "B K"], groups: int
+) -> GroupSums:
+    """Weighted loss, weight, and the norms of gradients where there are any, summed by group id."""
+    member_BKX = jax.nn.one_hot(group_BK, groups, dtype=jnp.float32)
+
+    def add_up(values_BK: Float[Array, "B K"]) -> Float[Array, "X"]:
+        return jnp.einsum("BK,BKX->X", values_BK, member_BKX, out_sharding=jax.sharding.PartitionSpec(None))
+
+    gradient_X = None if losses.gradient_BK is None else add_up(losses.gradient_BK)
+    return GroupSums(add_up(losses.loss_BK * weight_BK), add_up(weight_BK), gradient_X)
+
+
+def norms_of(gradient_BKD: Float[Array, "B K D"]) -> Float[Array, "B K"]:
+    """Length of each position's gradient, float32."""
+    return jnp.sqrt(jnp.sum(jnp.square(gradient_BKD.astype(jnp.float32)), axis=-1))
 
 
 def trained_positions(weight_BT: Float[Array, "B T"], most: int) -> Int[Array, "B K"]:
@@ -97,7 +119,7 @@ def trained_positions(weight_BT: Float[Array, "B T"], most: int) -> Int[Array, "
     return jnp.argsort(weight_BT == 0, axis=1, stable=True)[:, :most]
 
 
-def load_balance_loss(sums: RouterSums, counts: RouterSums | None = None) -> Array:
+def load_balance_loss(sums: RouterSums, counts: RouterSums | None = None) -> Any:
     """E sum_e f_e p_e: f_e is how often a token chose expert e, p_e the mean of its probability.
 
     The number chosen per token when every expert has an equal share; E at worst. Means are over the real tokens of
@@ -110,7 +132,7 @@ def load_balance_loss(sums: RouterSums, counts: RouterSums | None = None) -> Arr
     return chosen_E.shape[0] * (chosen_E * probability_E).sum()
 
 
-def router_z_loss(sums: RouterSums, counts: RouterSums | None = None) -> Array:
+def router_z_loss(sums: RouterSums, counts: RouterSums | None = None) -> Any:
     """The mean of logsumexp(logits)^2 over the real tokens of all layers with experts; `counts` as above.
 
     Source: arXiv:2202.08906, eq. 5.

@@ -1,26 +1,32 @@
-"""Metrics of steps: device sums to means, once; `metrics.jsonl` and TensorBoard."""
+"""Metrics of steps: device sums to means, once; `metrics.jsonl` and what trackers are told."""
 
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from tensorboardX import SummaryWriter
 
 from data.batch import Batch
 from model.moe import RouterSums
+from train.device_memory import MemoryUse, read_memory
 from train.digests import digest_share, join_digests
-from train.loss import load_balance_loss, router_z_loss
+from train.group_sums import RunningSums, scalars_of
+from train.loss import GroupSums, load_balance_loss, router_z_loss
 from train.step import StepMetrics
+from train.timing import Split
+from train.trackers import Tracker
 
 
 class NonFiniteLossError(ValueError):
     """The loss or gradient of a step is NaN or infinite; the message names the step and its rows."""
+
+
+NO_SOURCES = np.zeros(0, np.int64)
+NO_SPLIT = Split()
 
 
 class BatchFacts(NamedTuple):
@@ -37,6 +43,10 @@ class BatchFacts(NamedTuple):
     """crc32 of tokens, targets and segments, 8 hex digits: equal digests mean the same rows were seen."""
     crcs: tuple[int, int, int] = (0, 0, 0)
     """crc32 of each of the three, from which the digest of a batch in several shares is joined."""
+    tokens_S: np.ndarray = NO_SOURCES
+    """Tokens by source id; empty where sources are not counted."""
+    flops: float = 0.0
+    """What the model needs for its real tokens (`train.mfu`); 0: not counted."""
 
 
 class StepRecord(NamedTuple):
@@ -57,11 +67,23 @@ class StepRecord(NamedTuple):
     """The router's losses by name, not yet weighted; None without experts. `loss` does not hold them."""
     objective: float | None = None
     """Mean over the weight of what is minimised of the tokens, with label smoothing and z-loss; None: `loss` is."""
+    split: Split = NO_SPLIT
+    """Where `seconds` went."""
+    compiled: bool = False
+    """Whether a program was made in its seconds, so that they say nothing of speed."""
+    flops: float = 0.0
+    mfu: float | None = None
+    """None: the peak of the devices is not known."""
+    memory: MemoryUse | None = None
+    """Of the fullest device of this process; of some steps only."""
 
 
-def describe_batch(batch: Batch, *, first_row: int, num_languages: int) -> BatchFacts:
+def describe_batch(
+    batch: Batch, *, first_row: int, num_languages: int, num_sources: int = 0, flops: float = 0.0
+) -> BatchFacts:
     """Counts and digest of a batch whose first row is this global row."""
     is_real_BT = batch.segments_BT > 0
+    tokens_S = np.bincount(batch.source_BT[is_real_BT], minlength=num_sources) if num_sources else NO_SOURCES
     tokens_R = np.bincount(batch.language_BT[is_real_BT], minlength=num_languages)
     crcs = digest_share(batch)
     return BatchFacts(
@@ -72,6 +94,8 @@ def describe_batch(batch: Batch, *, first_row: int, num_languages: int) -> Batch
         tokens_R=tokens_R,
         digest=join_digests([crcs], share_bytes=batch.tokens_BT.nbytes),
         crcs=crcs,
+        tokens_S=tokens_S,
+        flops=flops,
     )
 
 
@@ -80,11 +104,11 @@ SharesAfter = Callable[[int], dict[str, dict[str, float]]]
 
 
 class MetricsWriter:
-    """Appends records to `metrics.jsonl`, a line at a time, and to TensorBoard.
+    """Appends records to `metrics.jsonl`, a line at a time, and tells trackers.
 
-    Loss and tokens by language are summed over `language_every` steps and written as sums; a reader divides. Beside
-    them stands the share that each language and source has had so far, in the mixture's unit. With `writes=False` (of
-    all processes but one) nothing is written anywhere: records are made and checked alike in every process.
+    Loss, tokens and gradients by language and source are summed over `language_every` steps and written as sums; a
+    reader divides. Beside them stands the share that each has had so far, in the mixture's unit. With `writes=False`
+    (of all processes but one) nothing is written anywhere: records are made and checked alike in every process.
     """
 
     def __init__(
@@ -94,59 +118,67 @@ class MetricsWriter:
         attempt: int,
         languages: Sequence[str],
         language_every: int,
-        tensorboard: bool,
+        sources: Sequence[str] = (),
+        trackers: Sequence[Tracker] = (),
         shares_after: SharesAfter | None = None,
+        peak_flops_per_s: float | None = None,
         writes: bool = True,
     ):
         path = run_dir / "metrics.jsonl"
         if writes:
             _remove_cut_line(path)
         self._file: TextIO | None = path.open("a", encoding="utf-8") if writes else None
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), flush_secs=10) if tensorboard and writes else None
+        self._trackers = trackers
         self._attempt = attempt
-        self._languages = languages
+        self._by_language, self._by_source = RunningSums(languages), RunningSums(sources)
         self._every = language_every
         self._shares_after = shares_after
+        self._peak_flops_per_s = peak_flops_per_s
         self._rows_served = 0
-        self._clear()
+        self._first_step: int | None = None
+        self._last_step = 0
 
     def close(self) -> None:
-        """Writes what is left and closes both files."""
+        """Writes what is left and closes everything."""
         try:
             self.write_languages()
             if self._file:
                 self._file.close()
         finally:
-            if self._board and self._is_board_alive():
-                self._board.close()
+            for tracker in self._trackers:
+                tracker.close()
 
-    def _add_scalar(self, name: str, value: float, step: int) -> None:
-        # Its writer is a thread with a bounded queue: once that has died (a full disk), an add would wait forever.
-        if not self._is_board_alive():
-            raise OSError(
-                "TensorBoard's writer has stopped, most likely because the disk is full; make room and run the same "
-                "command again, or set train.tensorboard=false"
-            )
-        assert self._board is not None
-        self._board.add_scalar(name, value, step)
-
-    def _is_board_alive(self) -> bool:
-        writer: Any = self._board
-        return writer.file_writer.event_writer._worker.is_alive()
+    def _track(self, step: int, scalars: Mapping[str, float]) -> None:
+        for tracker in self._trackers:
+            tracker.log(step, scalars)
 
     def write_start(self, step: int, facts: dict[str, Any]) -> None:
         """Notes that a process begins (or resumes) after this step."""
         self._write({"kind": "start", "step": step, **facts})
 
+    def write_event(self, kind: str, step: int, facts: dict[str, Any], scalars: Mapping[str, float]) -> None:
+        """Notes something that happened at a step and is no step: a save, a look at held-out rows."""
+        self._write({"kind": kind, "step": step, **facts})
+        self._track(step, scalars)
+
     def write_step(
-        self, step: int, metrics: StepMetrics, facts: BatchFacts, *, learning_rate: float, seconds: float
+        self,
+        step: int,
+        metrics: StepMetrics,
+        facts: BatchFacts,
+        *,
+        learning_rate: float,
+        split: Split,
+        compiled: bool = False,
     ) -> StepRecord:
-        """Waits for a step's metrics and writes them; `seconds` is the wall time of its turn of the loop.
+        """Waits for a step's metrics and writes them; `split` is the time from the end of the step before to its own.
 
         Raises NonFiniteLossError, after writing, when the loss or gradient is not finite.
         """
         metrics = jax.device_get(metrics)
         weight = float(metrics.sums.weight_R.sum())
+        peak, is_due = self._peak_flops_per_s, step % self._every == 0
+        memory = read_memory() if is_due else []
         record = StepRecord(
             step=step,
             loss=float(metrics.sums.loss_R.sum()) / weight,
@@ -155,15 +187,22 @@ class MetricsWriter:
             learning_rate=learning_rate,
             tokens=facts.tokens,
             padding=1 - facts.tokens / facts.positions,
-            seconds=seconds,
+            seconds=split.seconds,
             first_row=facts.first_row,
             rows=facts.rows,
             digest=facts.digest,
             router=_router_losses(metrics.sums.router),
             objective=None if metrics.sums.objective is None else float(metrics.sums.objective) / weight,
+            split=split,
+            compiled=compiled,
+            flops=facts.flops,
+            mfu=None if peak is None else facts.flops / (split.seconds * peak),
+            memory=max(memory, key=lambda use: use.peak, default=None),
         )
         self._write_record(record)
-        self._add_languages(step, metrics, facts)
+        if memory:
+            self._write_memory(step, memory)
+        self._add_groups(step, metrics, facts)
         if not np.isfinite([record.loss, record.grad_norm]).all():
             raise NonFiniteLossError(
                 f"step {step}: loss {record.loss}, gradient norm {record.grad_norm}, on rows "
@@ -173,6 +212,12 @@ class MetricsWriter:
         return record
 
     def _write_record(self, record: StepRecord) -> None:
+        speed = {
+            "tokens_per_s": round(record.tokens / record.seconds, 1),
+            "target_tokens_per_s": round(record.weight / record.seconds, 1),
+            **({} if record.mfu is None else {"mfu": round(record.mfu, 5)}),
+        }
+        seconds = {"step_s": record.seconds, **record.split._asdict()}
         self._write(
             {
                 "kind": "step",
@@ -184,30 +229,27 @@ class MetricsWriter:
                 "learning_rate": record.learning_rate,
                 "tokens": record.tokens,
                 "padding": round(record.padding, 6),
-                "tokens_per_s": round(record.tokens / record.seconds, 1),
-                "target_tokens_per_s": round(record.weight / record.seconds, 1),
+                **speed,
+                **({"model_flops": record.flops} if record.flops else {}),
+                **{name: round(value, 6) for name, value in seconds.items()},
+                **({"compiled": True} if record.compiled else {}),
                 "rows": [record.first_row, record.first_row + record.rows],
                 "digest": record.digest,
             }
         )
-        if self._board:
-            for name in ("loss", "grad_norm", "learning_rate", "padding"):
-                self._add_scalar(f"train/{name}", getattr(record, name), record.step)
-            for name, value in _beside_loss(record).items():
-                self._add_scalar(f"train/{name}", value, record.step)
-            self._add_scalar("speed/tokens_per_s", record.tokens / record.seconds, record.step)
+        of_training = {name: getattr(record, name) for name in ("loss", "grad_norm", "learning_rate", "padding")}
+        scalars = {f"train/{name}": value for name, value in (of_training | _beside_loss(record)).items()}
+        self._track(record.step, scalars | {f"speed/{name}": value for name, value in (speed | seconds).items()})
 
-    def _clear(self) -> None:
-        self._loss_R = np.zeros(len(self._languages))
-        self._weight_R = np.zeros(len(self._languages))
-        self._tokens_R = np.zeros(len(self._languages), np.int64)
-        self._first_step: int | None = None
-        self._last_step = 0
+    def _write_memory(self, step: int, memory: Sequence[MemoryUse]) -> None:
+        self._write({"kind": "memory", "step": step, "devices": [use._asdict() for use in memory]})
+        self._track(step, {f"memory_gib/{use.of}": use.in_use / 2**30 for use in memory})
 
-    def _add_languages(self, step: int, metrics: StepMetrics, facts: BatchFacts) -> None:
-        self._loss_R += metrics.sums.loss_R
-        self._weight_R += metrics.sums.weight_R
-        self._tokens_R += facts.tokens_R
+    def _add_groups(self, step: int, metrics: StepMetrics, facts: BatchFacts) -> None:
+        sums = metrics.sums
+        self._by_language.add(GroupSums(sums.loss_R, sums.weight_R, sums.gradient_R), facts.tokens_R)
+        if sums.by_source is not None:
+            self._by_source.add(sums.by_source, facts.tokens_S)
         self._first_step = step if self._first_step is None else self._first_step
         self._last_step = step
         self._rows_served = facts.first_row + facts.rows
@@ -215,34 +257,30 @@ class MetricsWriter:
             self.write_languages()
 
     def write_languages(self) -> None:
-        """Writes the sums by language of the steps since the last such record, if there are any.
+        """Writes the sums by language and source of the steps since the last such record, if there are any.
 
         To be called with every save, so that no sum spans a step that a resumed run may start from.
         """
         if self._first_step is None:
             return
-        seen = [i for i in range(1, len(self._languages)) if self._tokens_R[i]]
         shares = self._shares_after(self._rows_served) if self._shares_after and self._file else {}
+        by_language, by_source = self._by_language.fields(), self._by_source.fields()
         self._write(
             {
                 "kind": "languages",
                 "step": self._last_step,
                 "first_step": self._first_step,
-                "loss_sum": {self._languages[i]: round(float(self._loss_R[i]), 4) for i in seen},
-                "weight": {self._languages[i]: float(self._weight_R[i]) for i in seen},
-                "tokens": {self._languages[i]: int(self._tokens_R[i]) for i in seen},
+                **by_language,
+                **({"by_source": by_source} if by_source["tokens"] else {}),
                 **({"share_so_far": shares} if shares else {}),
             }
         )
-        if self._board:
-            for i in seen:
-                if self._weight_R[i]:
-                    loss = self._loss_R[i] / self._weight_R[i]
-                    self._add_scalar(f"loss_by_language/{self._languages[i]}", loss, self._last_step)
-            for kind, by_name in shares.items():
-                for name, share in by_name.items():
-                    self._add_scalar(f"share_so_far/{kind}/{name}", share, self._last_step)
-        self._clear()
+        so_far = {f"share_so_far/{kind}/{name}": share for kind, of in shares.items() for name, share in of.items()}
+        scalars = scalars_of(by_language, "language") | scalars_of(by_source, "source") | so_far
+        self._track(self._last_step, scalars)
+        self._by_language.clear()
+        self._by_source.clear()
+        self._first_step = None
 
     def _write(self, record: dict[str, Any]) -> None:
         if self._file is None:
@@ -269,7 +307,7 @@ def _beside_loss(record: StepRecord) -> dict[str, float]:
 def _router_losses(sums: RouterSums | None) -> dict[str, float] | None:
     if sums is None:
         return None
-    sums = RouterSums(*map(jnp.asarray, sums))
+    # Of arrays that are on the host by now: an array of a device would wait for the next step there.
     losses = {"load_balance_loss": load_balance_loss, "router_z_loss": router_z_loss}
     return {name: float(loss(sums)) for name, loss in losses.items()}
 

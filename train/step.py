@@ -17,10 +17,12 @@ from train.chunked_loss import chunked_losses
 from train.config import LossConfig, RouterLossConfig
 from train.loss import (
     LossSums,
+    TokenLosses,
     full_losses,
     load_balance_loss,
+    norms_of,
     router_z_loss,
-    sums_by_language,
+    sums_by_group,
     trained_positions,
 )
 from train.noise import EMBEDDINGS, NoiseRows, add_noise, drop_entries, noise_rows
@@ -51,6 +53,10 @@ class StepSpec:
     dropout: float = 0.0
     seed: int = 0
     """Of the noise."""
+    num_sources: int = 0
+    """0: no sums by source."""
+    gradient_share: bool = False
+    """Whether norms of gradients are summed by language and source."""
 
     def __post_init__(self):
         if self.trains_router and not self.has_experts:
@@ -96,22 +102,50 @@ def loss_sums(spec: StepSpec, params: transformer.Params, batch: Batch, noise: N
     """
     at_BK = trained_positions(jnp.asarray(batch.loss_weight_BT), spec.most_trained)
     inputs = (jnp.asarray(field_BT) for field_BT in (batch.tokens_BT, batch.segments_BT, batch.positions_BT))
-    targets_BK, weight_BK, language_BK = (
+    targets_BK, weight_BK, language_BK, source_BK = (
         transformer.pick_positions(spec.axes, jnp.asarray(field_BT), at_BK)
-        for field_BT in (batch.targets_BT, batch.loss_weight_BT, batch.language_BT)
+        for field_BT in (batch.targets_BT, batch.loss_weight_BT, batch.language_BT, batch.source_BT)
     )
-    model, how = (spec.model, spec.axes, params), {"at_BK": at_BK, "compute": spec.compute}
-    if noise is not None:
-        how["noise"] = _make_noise(spec, noise, jnp.asarray(batch.segments_BT))
+    disturbed = None if noise is None else _make_noise(spec, noise, jnp.asarray(batch.segments_BT))
+    x_BKD, router = transformer.apply_hidden(
+        spec.model, spec.axes, params, *inputs, at_BK=at_BK, compute=spec.compute, noise=disturbed
+    )
     if spec.loss.head == "full":
-        logits_BKV, router = transformer.apply_routed(*model, *inputs, **how)
-        losses = full_losses(spec.loss, logits_BKV, targets_BK, weight_BK, vocab_size=spec.model.vocab_size)
+        losses = full_head(spec, params, x_BKD, targets_BK, weight_BK)
     else:
-        x_BKD, router = transformer.apply_hidden(*model, *inputs, **how)
         weight = transformer.head_weight(spec.model, params)
-        losses = chunked_losses(spec.loss, spec.model, x_BKD, weight, targets_BK, weight_BK)
-    sums = sums_by_language(losses.loss_BK, weight_BK, language_BK, spec.num_languages)
-    return sums._replace(router=router if spec.has_experts else None, objective=losses.objective)
+        losses = chunked_losses(
+            spec.loss, spec.model, x_BKD, weight, targets_BK, weight_BK, has_norms=spec.gradient_share
+        )
+    by_language = sums_by_group(losses, weight_BK, language_BK, spec.num_languages)
+    return LossSums(
+        loss_R=by_language.loss_X,
+        weight_R=by_language.weight_X,
+        router=router if spec.has_experts else None,
+        objective=losses.objective,
+        gradient_R=by_language.gradient_X,
+        by_source=sums_by_group(losses, weight_BK, source_BK, spec.num_sources) if spec.num_sources else None,
+    )
+
+
+def full_head(
+    spec: StepSpec,
+    params: transformer.Params,
+    x_BKD: Float[Array, "B K D"],
+    targets_BK: Int[Array, "B K"],
+    weight_BK: Float[Array, "B K"],
+) -> TokenLosses:
+    """The losses of all logits at once. Norms of gradients, where asked for, cost the head's gradient again."""
+
+    def losses_of(x_BKD: Float[Array, "B K D"]) -> TokenLosses:
+        logits_BKV = transformer.make_logits(spec.model, spec.axes, params, x_BKD)
+        return full_losses(spec.loss, logits_BKV, targets_BK, weight_BK, vocab_size=spec.model.vocab_size)
+
+    losses = losses_of(x_BKD)
+    if not spec.gradient_share:
+        return losses
+    gradient_BKD = jax.grad(lambda x_BKD: losses_of(x_BKD).objective)(jax.lax.stop_gradient(x_BKD))
+    return losses._replace(gradient_BK=jax.lax.stop_gradient(norms_of(gradient_BKD)))
 
 
 def _make_noise(spec: StepSpec, noise: NoiseRows, segments_BT: Int[Array, "B T"]) -> transformer.Noise:

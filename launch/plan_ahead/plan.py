@@ -18,6 +18,7 @@ from launch.plan_ahead.topology import Topology
 from model import transformer
 from model.attention_choice import Kernel, choose_attention, describe_attention
 from model.config import ModelConfig
+from model.flops import used_parameters
 
 
 class AheadPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,7 +79,7 @@ def make_plan(recipe: Recipe, cfg: ModelConfig, topology: Topology, *, trained_s
         row_length=length,
         head_positions=step.spec.most_trained,
         parameters=transformer.count_parameters(step.state.params),
-        used_parameters=roofline.used_parameters(cfg, step.state.params),
+        used_parameters=used_parameters(cfg, step.state.params),
         assumptions=tuple(list_assumptions(step, topology, kernel)),
         memory=split_memory(step, compiled, topology.memory_bytes),
         flops=flops,

@@ -14,8 +14,8 @@ from data.batch import Batch
 from data.tokenizer import load_tokenizer
 from launch.config import Recipe, RecipeError
 from launch.origin import Origin, open_origin
-from launch.plan_ahead.chips import GIB
 from launch.train import check_sizes, resolve_model
+from model.chips import GIB
 from model.config import ModelConfig
 from model.parallel import ways
 from train.config import OptimConfig
@@ -91,6 +91,8 @@ def make_step(recipe: Recipe, cfg: ModelConfig, *, trained_share: float) -> Abst
         ema_decay=recipe.train.ema_decay,
         neftune_alpha=recipe.train.neftune_alpha,
         dropout=recipe.train.dropout,
+        num_sources=1 + len(recipe.data.sources),
+        gradient_share=recipe.train.gradient_share,
     )
     # How long the run is changes numbers in the schedule, no shape.
     tx = make_optimizer(recipe.optim, recipe.train.steps or _few_steps(recipe.optim), freeze=spec.freeze)

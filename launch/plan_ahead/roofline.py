@@ -10,16 +10,14 @@ import numpy as np
 from launch.plan_ahead.collectives import Traffic, moved_by_axes
 from launch.plan_ahead.program import AbstractStep
 from launch.plan_ahead.topology import Topology, bandwidth
-from model import transformer
-from model.config import ModelConfig
+from model.flops import Work, attention_flops, causal_pairs, product_flops, used_parameters
 
 
 class Flops(msgspec.Struct, frozen=True, kw_only=True):
     """Floating-point operations of one step; a product and its sum are two."""
 
     six_nd: int
-    """6 N D over all chips: N parameters that a token is multiplied with (of experts, those it is sent to; the
-    embedding only where it is the head, and the head only at trained positions), D positions. arXiv:2001.08361."""
+    """6 N D over all chips, padding included: `model.flops.product_flops`."""
     attention: int
     """Scores and weighted sums over all chips, of a row that is one causal segment; 3 times the forward pass."""
     compiled_per_chip: int | None
@@ -77,24 +75,10 @@ def model_flops(step: AbstractStep) -> tuple[int, int]:
     """(6 N D, attention) of one step, as `Flops` says."""
     cfg, spec = step.spec.model, step.spec
     rows, length = step.batch.tokens_BT.shape
-    head = cfg.padded_vocab * cfg.dim
-    body = used_parameters(cfg, step.state.params) - head
-    six_nd = 6 * rows * (body * length + head * spec.most_trained)
-    pairs = sum(_pairs(length, kind.window) for kind in cfg.kinds)
-    return six_nd, 3 * 2 * 2 * rows * pairs * cfg.num_heads * cfg.head_dim
-
-
-def used_parameters(cfg: ModelConfig, params: transformer.Params) -> int:
-    """How many parameters a token is multiplied with, the head included."""
-    total = 0
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        names = [getattr(step, "key", "") for step in path]
-        if names[0] == "embedding" and not cfg.tied_head:
-            continue  # looked up, not multiplied
-        of_an_expert = "experts" in names and names[-1] != "router"
-        share = cfg.experts.per_token / cfg.experts.num_experts if of_an_expert and cfg.experts else 1.0
-        total += round(leaf.size * share)
-    return total
+    pairs = rows * sum(causal_pairs(length, kind.window) for kind in cfg.kinds)
+    used = used_parameters(cfg, step.state.params)
+    work = Work(positions=rows * length, head_positions=rows * spec.most_trained, pairs=pairs)
+    return product_flops(cfg, used, work), attention_flops(cfg, work)
 
 
 def draw_roofline(
@@ -119,12 +103,6 @@ def draw_roofline(
         chips=topology.size,
         model_flops=flops.model,
     )
-
-
-def _pairs(length: int, window: int) -> int:
-    """Pairs of a query and a key it sees, in one causal segment."""
-    seen = min(window, length) if window else length
-    return seen * (seen + 1) // 2 + (length - seen) * seen
 
 
 def to_builtins(roofline: Roofline) -> dict[str, Any]:

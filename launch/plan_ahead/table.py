@@ -7,10 +7,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from launch.plan_ahead.chips import GIB
 from launch.plan_ahead.memory import MemoryPlan
 from launch.plan_ahead.plan import AheadPlan
 from launch.plan_ahead.topology import Topology
+from model.chips import GIB
 from model.parallel import describe_axes
 
 MEMORY_KINDS = ("parameters", "optimizer", "gradients", "logits", "activations", "batch", "padding", "code")

@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental import topologies
 
 from launch.config import RecipeError
-from launch.plan_ahead.chips import CHIPS, GPUS, NODE_BYTES_PER_S, NODE_GPUS, TPUS, Chip
+from model.chips import CHIPS, GPUS, NODE_BYTES_PER_S, NODE_GPUS, TPUS, Chip
 
 FORMS = "v5e:16x16, v6e:8x8, v5p:8x8x8 (chips along each dimension of a slice), gpu:h200:8, or cpu:8"
 # What libtpu otherwise asks a TPU machine's metadata server, at length where there is none; and leave to be loaded

@@ -134,6 +134,7 @@ def _metrics(
                 "step": first,
                 "devices": 8,
                 "mesh": {"data": 4, "model": 2},
+                "process_s": 0.25,
             }
         )
         for step in range(first + 1, last + 1):
@@ -147,8 +148,24 @@ def _metrics(
                         "loss_sum": losses,
                         "weight": amounts,
                         "tokens": {t: 4 * a for t, a in amounts.items()},
+                        "gradient": {t: a * pace[t] for t, a in amounts.items()},
+                        "by_source": {
+                            "loss_sum": {
+                                "cldr": 3.0 * sum(losses.values()) / 4,
+                                "procedural": sum(losses.values()) / 4,
+                            },
+                            "weight": {"cldr": 10000.0, "procedural": 10000.0},
+                            "tokens": {"cldr": 50000.0, "procedural": 30000.0},
+                            "gradient": {"cldr": 30.0, "procedural": 10.0},
+                        },
                     }
                 )
+            if step % 50 == 0:
+                lines.append(
+                    {"kind": "held_out", "attempt": attempt, "step": step, "time": 1.7e9 + step, "seconds": 0.0625}
+                    | {"loss_sum": {t: 40 * _loss(step, steps) for t in share}, "weight": dict.fromkeys(share, 40.0)}
+                )
+                lines.append({"kind": "save", "attempt": attempt, "step": step, "time": 1.7e9 + step, "seconds": 0.125})
     return lines
 
 
@@ -171,6 +188,9 @@ def _step(attempt: int, step: int, *, steps: int, noise: float) -> dict[str, Any
         "padding": 0.012 + 0.01 * abs(noise),
         "tokens_per_s": 41000 + 9000 * noise,
         "target_tokens_per_s": 10000.0,
+        "mfu": 0.41,
+        "step_s": 0.75,
+        "data_wait_s": 0.125,
         "rows": [(step - 1) * 32, step * 32],
         "digest": f"{step * 2654435761 % 2**32:08x}",
     }

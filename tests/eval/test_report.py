@@ -7,7 +7,7 @@ import pytest
 from fake_run import LANGUAGES_34, LANGUAGES_205, write_fake_run
 
 from data.statistics import Cell, CorpusStatistics, LongRow, TokenCounts, TokenizerFacts, write_statistics
-from eval import report_metrics, report_mixture, report_training
+from eval import report_losses, report_metrics, report_mixture, report_training
 from eval.report import write_report
 from eval.report_names import (
     describe_languages,
@@ -19,7 +19,16 @@ from eval.report_names import (
 )
 from eval.report_samples import answer_text, prompt_text
 from eval.report_scores import task_scores
-from eval.run_files import LanguagesRecord, PlanCell, StartRecord, StepRecord, last_of_each_step, read_run
+from eval.run_files import (
+    GroupSums,
+    HeldOutRecord,
+    LanguagesRecord,
+    PlanCell,
+    StartRecord,
+    StepRecord,
+    last_of_each_step,
+    read_run,
+)
 
 VOID = {"meta", "input", "br", "link"}
 
@@ -244,9 +253,49 @@ def test_loss_by_language_adds_sums_before_dividing():
         LanguagesRecord(step=100, loss_sum={"fr": 1.0}, weight={"fr": 1.0}),
         LanguagesRecord(step=100, loss_sum={"fr": 5.0}, weight={"fr": 1.0}),
     ]
-    french, english = report_training.loss_rows(records, describe_languages(["fr", "en"]))
+    french, english = report_losses.loss_rows(records, describe_languages(["fr", "en"]))
     assert (french.first, french.last, french.trained_tokens) == (4.0, 2.0, 6.0)
     assert (english.first, english.last) == (None, 0.25)
+
+
+def test_gradient_shares_are_of_all_steps_and_sources_have_rows_of_their_own():
+    by_source = GroupSums(loss_sum={"a": 6.0, "b": 4.0}, weight={"a": 3.0, "b": 1.0}, gradient={"a": 1.0, "b": 1.0})
+    records = [
+        LanguagesRecord(step=1, weight={"fr": 3.0, "en": 1.0}, gradient={"fr": 1.0, "en": 5.0}, by_source=by_source),
+        LanguagesRecord(step=2, weight={"fr": 3.0, "en": 1.0}, gradient={"fr": 1.0, "en": 1.0}, by_source=by_source),
+    ]
+    rows = {row.label: row for row in report_losses.loss_rows(records, describe_languages(["fr", "en"]))}
+    assert (rows["en"].trained_share, rows["en"].gradient_share) == (0.25, 0.75)
+    b, a = report_losses.loss_rows(report_losses.of_sources(records), {})
+    assert (a.label, a.language, a.last, a.trained_share, a.gradient_share) == ("a", None, 2.0, 0.75, 0.5)
+    assert (b.label, b.last) == ("b", 4.0)
+
+
+def test_held_out_losses_that_rise_again_are_marked():
+    """Per-language forgetting hides in a mean that still falls."""
+    losses = {"en": (2.0, 1.0, 1.5), "fr": (4.0, 2.0, 1.0)}
+    records = [
+        HeldOutRecord(
+            step=10 * i, loss_sum={tag: 8 * course[i] for tag, course in losses.items()}, weight={"en": 8, "fr": 8}
+        )
+        for i in range(3)
+    ]
+    english, french = report_losses.held_out_rows(records, describe_languages(["fr", "en"]))
+    assert (english.first, english.best, english.best_step, english.last) == (2.0, 1.0, 10, 1.5)
+    assert (french.best_step, french.last) == (20, 1.0)
+    assert english.is_rising and not french.is_rising
+    steps = [StepRecord(step=step, loss=3.0) for step in range(1, 21)]
+    curve = report_training.loss_curve(steps, [], {}, records)
+    assert "held-out loss (own rows)" in curve.wide
+
+
+def test_the_page_shows_where_the_time_went_and_what_pulls(demo):
+    _, html = demo
+    assert "Goodput" in html and "Where the time went" in html and "steps waiting for data" in html
+    section = html[html.index('id="losses"') : html.index('id="mixture"')]
+    assert section.count("Gradient share</th>") == 2 and "<code>procedural</code>" in section
+    assert 'id="held-out"' in section
+    assert re.search(r"<figcaption><span>MFU</span><span class=\"number\">median 41.0%</span>", html)
 
 
 def cell(language, source, **numbers):
@@ -267,7 +316,7 @@ def test_mixture_adds_sources_and_compares_served_with_planned_tokens():
     assert (french.wanted, french.planned, french.epochs) == (0.75, 0.75, 1.5)
     assert (french.planned_tokens, french.trained_tokens) == (0.75, 0.75)
     assert (english.planned_tokens, english.trained_tokens, english.epochs) == (0.25, 0.25, 0.5)
-    a, b = report_mixture.source_rows(cells)
+    a, b = report_mixture.source_rows(cells, {})
     assert (a.label, a.wanted, b.epochs, b.trained_tokens) == ("a", 0.75, 2.5, None)
 
 

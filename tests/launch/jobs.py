@@ -20,7 +20,7 @@ data:
     - {kind: cldr, languages: [en, de, sw, ar], tasks: [weekday_after, month_number], facts: 4}
   packing: {row_length: 32, block_examples: 128}
 optim: {learning_rate: 5e-3, warmup_steps: 2, eps: 1e-3}
-train: {steps: %(steps)d, batch_rows: 8, log_every: 5, tensorboard: false}
+train: {steps: %(steps)d, batch_rows: 8, log_every: 5, trackers: []}
 checkpoint: {save_every: %(save_every)d, keep_last: 2, keep_every: %(save_every)d}
 """
 BATCH_ROWS = 8

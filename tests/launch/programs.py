@@ -14,7 +14,7 @@ data:
     - {kind: cldr, languages: [en, de, sw, ar], tasks: [weekday_after, month_number], facts: 4}
   packing: {row_length: 64, block_examples: 128}
 optim: {learning_rate: 5e-3, warmup_steps: 5}
-train: {steps: %(steps)d, batch_rows: 8, log_every: 20, tensorboard: false}
+train: {steps: %(steps)d, batch_rows: 8, log_every: 20, trackers: []}
 checkpoint: {save_every: %(save_every)d, keep_last: 2}
 """
 

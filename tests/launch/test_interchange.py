@@ -79,7 +79,7 @@ data:
   sources: [{{kind: cldr, languages: [en, sw], tasks: [weekday_after], facts: 3}}]
   packing: {{row_length: 256}}
 optim: {{learning_rate: 1e-2, warmup_steps: 1}}
-train: {{steps: 4, batch_rows: 8, tensorboard: false}}
+train: {{steps: 4, batch_rows: 8, trackers: []}}
 mesh: {{fsdp: 4, tensor: 2}}
 """
     )
@@ -175,7 +175,7 @@ data:
   sources: [{{kind: cldr, languages: [en], tasks: [weekday_after], facts: 3}}]
   packing: {{row_length: 256}}
 optim: {{learning_rate: 1e-2, warmup_steps: 1}}
-train: {{steps: {steps}, batch_rows: 8, tensorboard: false}}
+train: {{steps: {steps}, batch_rows: 8, trackers: []}}
 checkpoint: {{save_every: 2}}
 """
 

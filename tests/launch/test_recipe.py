@@ -282,7 +282,9 @@ FREE = [
     "run.dir=elsewhere", "compute.dtype=bfloat16", "compute.remat=block", "mesh.tensor=2", "axes.vocab=null",
     "checkpoint.save_every=7",
     "data.workers=2", "data.prefetch=5", "data.root=/data", "data.store=/store", "data.prepare_workers=3",
-    "data.changed_plan=refuse", "train.log_every=3", "train.tensorboard=false",
+    "data.changed_plan=refuse", "train.log_every=3", "train.trackers=[]", "train.tracker_project=mine",
+    "train.gradient_share=false", "train.profile=[2,3]", "train.peak_flops_per_s=1e12", "train.held_out_every=7",
+    "data.held_out={sources: [{kind: cldr, languages: [sw]}], examples: 3}",
     "train.microbatches=4", "train.loss.head=full", "train.loss.chunk=64",
 ]  # fmt: skip
 

@@ -48,6 +48,7 @@ def make_spec(batch, *, microbatches=1, extra_trained=0, loss=LossConfig(chunk=C
     return StepSpec(
         model=TOY, axes=AXES, compute=ComputeConfig(**compute), num_languages=len(LANGUAGES),
         most_trained=most_trained(batch) + extra_trained, microbatches=microbatches, loss=loss,
+        num_sources=3, gradient_share=True,
     )  # fmt: skip
 
 

@@ -25,11 +25,13 @@ from toy import (
     pack_pairs,
 )
 
+from data.held_out import HeldOutRows
 from model.checkpoint import find_checkpoint, list_steps, load_params, read_meta
 from model.config import ComputeConfig
 from model.transformer import abstract
 from train.checkpoint import Saver
 from train.config import CheckpointConfig, TrainConfig
+from train.held_out import HeldOutJob
 from train.loop import TrainJob, check_batch, head_positions, run_training, stop_on_signals
 from train.metrics import NonFiniteLossError, read_metrics
 from train.step import StepSpec
@@ -44,7 +46,7 @@ If they were, say so in DECISIONS.md with the reason, and write the file anew:
     POLYTUNE_WRITE_GOLDEN=1 python -m pytest tests/train/test_loop.py -k golden"""
 
 
-def make_job(run_dir, *, save_every=4, most_trained_S=(MOST,) * 10):
+def make_job(run_dir, *, save_every=4, most_trained_S=(MOST,) * 10, held_out=None):
     return TrainJob(
         run_dir=run_dir,
         spec=StepSpec(
@@ -52,12 +54,15 @@ def make_job(run_dir, *, save_every=4, most_trained_S=(MOST,) * 10):
             most_trained=MOST,
         ),
         optim=OPTIM,
-        train=TrainConfig(steps=STEPS, batch_rows=ROWS, log_every=5, tensorboard=False),
+        train=TrainConfig(
+            steps=STEPS, batch_rows=ROWS, log_every=5, trackers=(), profile=(3, 4), peak_flops_per_s=1e12
+        ),
         checkpoint=CheckpointConfig(save_every=save_every),
         seed=0,
         languages=LANGUAGES,
         plan_hash="plan",
         most_trained_S=most_trained_S,
+        held_out=held_out,
         meta={"model": msgspec.to_builtins(TOY)},
     )  # fmt: skip
 
@@ -120,14 +125,20 @@ def test_every_step_is_written_once_with_the_rows_it_was_made_on(whole_run):
     assert [step["weight"] for step in steps] == [float(batch.loss_weight_BT.sum()) for batch in BATCHES]
     assert [record["kind"] for record in records] == [
         "start",
+        "save",
         *["step"] * 4,
         "languages",  # saved: no sum may span a step that a resumed run starts from
+        "save",
         "step",
+        "memory",
         "languages",  # log_every
         *["step"] * 3,
-        "languages",  # saved
+        "languages",
+        "save",
         *["step"] * 2,
-        "languages",  # saved, the last step
+        "memory",
+        "languages",
+        "save",  # the last step
     ]
     assert records[0]["mesh"] == {"data": 1, "fsdp": 1, "expert": 1, "sequence": 1, "tensor": 1}
     by_language = [record for record in records if record["kind"] == "languages"]
@@ -136,6 +147,44 @@ def test_every_step_is_written_once_with_the_rows_it_was_made_on(whole_run):
             assert record["tokens"][language] == sum(int((batch.language_BT == i).sum()) for batch in part)
     total = sum(sum(record["loss_sum"].values()) for record in by_language)
     assert total == pytest.approx(sum(step["loss"] * step["weight"] for step in steps), rel=1e-4)
+
+
+def test_the_split_of_every_step_adds_up_and_only_the_first_was_compiled(whole_run):
+    steps = steps_of(whole_run[0])
+    for step in steps:
+        parts = [step[name] for name in ("data_wait_s", "dispatch_s", "device_s", "write_s")]
+        assert min(parts) >= 0 and sum(parts) == pytest.approx(step["step_s"], abs=1e-5)
+        assert step["mfu"] == pytest.approx(step["model_flops"] / (step["step_s"] * 1e12), abs=1e-5)
+    assert [step["step"] for step in steps if "compiled" in step] == [1]
+    assert steps[0]["dispatch_s"] > max(step["dispatch_s"] for step in steps[1:])
+
+
+class OneBatch(HeldOutRows):
+    """The first batch once more."""
+
+    languages = LANGUAGES
+
+    def batches(self, *, rows, index, count):
+        return BATCHES[:1]
+
+
+def test_looking_at_held_out_rows_changes_no_bit_and_falls_with_the_loss(whole_run, tmp_path, one_device):
+    rows = OneBatch(None, [], BATCHES[0].tokens_BT.shape[1])
+    run(tmp_path / "run", held_out=HeldOutJob(rows=rows, every=4, batch_rows=ROWS))
+    assert_equal_trees(saved_params(tmp_path / "run"), whole_run[1])
+    records = read_metrics(tmp_path / "run")
+    looks = {record["step"]: sum(record["loss_sum"].values()) for record in records if record["kind"] == "held_out"}
+    assert list(looks) == [0, 4, 8, 10] and looks[10] < looks[0]
+    first = next(record for record in records if record["kind"] == "step")
+    assert looks[0] == pytest.approx(first["loss"] * first["weight"], rel=1e-5)
+    places = [(record["kind"], record["step"]) for record in records]
+    assert places.index(("step", 4)) < places.index(("held_out", 4)) < places.index(("save", 4))
+    assert places.index(("step", 8)) < places.index(("held_out", 8))
+
+
+def test_the_steps_that_were_asked_for_are_traced(whole_run):
+    traces = list((whole_run[0] / "profile").rglob("*.xplane.pb"))
+    assert len(traces) == 1 and traces[0].stat().st_size > 1000
 
 
 def test_what_is_saved_is_what_the_policy_says(whole_run):

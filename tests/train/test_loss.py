@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from toy import TOLERANCE
 
 from train.config import LossConfig, TrainConfig
-from train.loss import cross_entropy, full_losses, sums_by_language, trained_positions
+from train.loss import TokenLosses, cross_entropy, full_losses, sums_by_group, trained_positions
 
 
 def test_cross_entropy_is_minus_the_log_of_the_softmax(one_device):
@@ -65,15 +65,14 @@ def test_a_recipe_says_the_head_and_what_is_minimised_under_train():
             msgspec.convert({**recipe, "loss": wrong}, TrainConfig)
 
 
-def test_sums_by_language_of_known_numbers(one_device):
-    sums = sums_by_language(
-        jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 100.0]]),
-        jnp.array([[1.0, 0.5, 0.0], [1.0, 1.0, 0.0]]),
-        jnp.array([[1, 1, 1], [3, 1, 0]]),
-        4,
+def test_sums_by_group_of_known_numbers(one_device):
+    losses = TokenLosses(
+        jnp.zeros(()), jnp.array([[1.0, 2.0, 3.0], [4.0, 5.0, 100.0]]), jnp.array([[0.5, 0.25, 0.0], [2.0, 1.0, 0.0]])
     )
-    np.testing.assert_array_equal(sums.loss_R, [0, 1 + 1 + 5, 0, 4])
-    np.testing.assert_array_equal(sums.weight_R, [0, 2.5, 0, 1])
+    sums = sums_by_group(losses, jnp.array([[1.0, 0.5, 0.0], [1.0, 1.0, 0.0]]), jnp.array([[1, 1, 1], [3, 1, 0]]), 4)
+    np.testing.assert_array_equal(sums.loss_X, [0, 1 + 1 + 5, 0, 4])
+    np.testing.assert_array_equal(sums.weight_X, [0, 2.5, 0, 1])
+    np.testing.assert_array_equal(sums.gradient_X, [0, 0.5 + 0.25 + 1, 0, 2])
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,17 @@
 import json
 import zlib
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy import LANGUAGES, Example, lay_out
 
-from train.loss import LossSums
+from train.loss import GroupSums, LossSums
 from train.metrics import BatchFacts, MetricsWriter, NonFiniteLossError, describe_batch, read_metrics
 from train.step import StepMetrics
+from train.timing import Split
+from train.trackers import TensorBoard
 
 BATCH = lay_out(
     [
@@ -37,13 +40,15 @@ def make_metrics(loss_R=(0.0, 3.0, 9.0, 0.0), weight_R=(0.0, 2.0, 4.0, 0.0), gra
 
 @pytest.fixture
 def writer(tmp_path):
-    writer = MetricsWriter(tmp_path, attempt=2, languages=LANGUAGES, language_every=2, tensorboard=False)
+    writer = MetricsWriter(tmp_path, attempt=2, languages=LANGUAGES, language_every=2, trackers=())
     yield writer
     writer.close()
 
 
 def write(writer, step, metrics=None, facts=None):
-    return writer.write_step(step, metrics or make_metrics(), facts or make_facts(), learning_rate=0.25, seconds=2.0)
+    return writer.write_step(
+        step, metrics or make_metrics(), facts or make_facts(), learning_rate=0.25, split=Split(device_s=2.0)
+    )
 
 
 def test_what_is_minimised_is_logged_beside_the_loss_where_it_is_another(writer, tmp_path):
@@ -88,9 +93,61 @@ def test_a_step_is_written_as_means_over_the_whole_batch(writer, tmp_path):
         "padding": 0.75,
         "tokens_per_s": 5.0,
         "target_tokens_per_s": 3.0,
+        "step_s": 2.0,
+        "data_wait_s": 0.0,
+        "dispatch_s": 0.0,
+        "device_s": 2.0,
+        "write_s": 0.0,
         "rows": [16, 24],
         "digest": "00c0ffee",
     }
+
+
+def test_a_step_says_where_its_time_went_and_what_of_the_peak_was_used(tmp_path):
+    writer = MetricsWriter(tmp_path, attempt=1, languages=LANGUAGES, language_every=9, peak_flops_per_s=1e6)
+    facts = make_facts()._replace(flops=5e5)
+    split = Split(data_wait_s=0.5, dispatch_s=0.25, device_s=1.125, write_s=0.125)
+    record = writer.write_step(
+        1, make_metrics(), facts, learning_rate=0.25, split=split, compiled=True
+    )  # fmt: skip
+    writer.close()
+    assert record.mfu == 0.25
+    written = read_metrics(tmp_path)[0]
+    assert {name: written[name] for name in ("step_s", *split._asdict())} == {"step_s": 2.0, **split._asdict()}
+    assert (written["mfu"], written["model_flops"], written["compiled"]) == (0.25, 5e5, True)
+
+
+def test_sources_are_summed_beside_languages_and_both_say_how_they_pull(tmp_path):
+    by_source = GroupSums(np.float32([0, 4, 8]), np.float32([0, 4, 2]), np.float32([0, 3, 1]))
+    metrics = make_metrics()
+    metrics = metrics._replace(sums=metrics.sums._replace(by_source=by_source, gradient_R=np.float32([0, 1, 3, 0])))
+    told = []
+    tracker = SimpleNamespace(log=lambda step, scalars: told.append(scalars), close=lambda: None)
+    writer = MetricsWriter(
+        tmp_path, attempt=1, languages=LANGUAGES, language_every=2, sources=("", "facts", "rules"), trackers=[tracker]
+    )
+    for step in (1, 2):
+        write(writer, step, metrics, make_facts()._replace(tokens_S=np.array([0, 7, 3])))
+    (written,) = (record for record in read_metrics(tmp_path) if record["kind"] == "languages")
+    assert written["gradient"] == {"ar": 2.0, "fr": 6.0}
+    assert written["by_source"] == {
+        "loss_sum": {"facts": 8.0, "rules": 16.0},
+        "weight": {"facts": 8.0, "rules": 4.0},
+        "tokens": {"facts": 14, "rules": 6},
+        "gradient": {"facts": 6.0, "rules": 2.0},
+    }
+    scalars = told[-1]
+    assert (scalars["loss_by_source/rules"], scalars["loss_by_language/fr"]) == (4.0, 2.25)
+    assert (scalars["gradient_share/source/facts"], scalars["gradient_share/language/ar"]) == (0.75, 0.25)
+    writer.close()
+
+
+def test_memory_is_that_of_the_process_where_devices_keep_no_books(writer, tmp_path):
+    write(writer, 2)
+    (record,) = (record for record in read_metrics(tmp_path) if record["kind"] == "memory")
+    (use,) = record["devices"]
+    assert use["of"] == "process" and use["limit"] is None
+    assert 50e6 < use["in_use"] <= use["peak"] * 1.1
 
 
 def test_languages_are_sums_over_the_interval_and_only_those_seen(writer, tmp_path):
@@ -121,7 +178,7 @@ def test_every_line_is_in_the_file_before_the_next_step(writer, tmp_path):
     writer.write_start(5, {"devices": 8, "mesh": {"fsdp": 4, "tensor": 2}})
     write(writer, 6)
     kinds = [(record["kind"], record["attempt"], record["step"]) for record in read_metrics(tmp_path)]
-    assert kinds == [("start", 2, 5), ("step", 2, 6), ("languages", 2, 6)]
+    assert kinds == [("start", 2, 5), ("step", 2, 6), ("memory", 2, 6), ("languages", 2, 6)]
     assert read_metrics(tmp_path)[0]["mesh"] == {"fsdp": 4, "tensor": 2}
 
 
@@ -134,7 +191,7 @@ def test_a_line_cut_by_a_kill_is_dropped_and_spoils_no_line_after_it(tmp_path, c
     """The next process appends: without care its first record would be glued to the rest of the cut one."""
     path = tmp_path / "metrics.jsonl"
     for attempt in (1, 2):
-        writer = MetricsWriter(tmp_path, attempt=attempt, languages=LANGUAGES, language_every=9, tensorboard=False)
+        writer = MetricsWriter(tmp_path, attempt=attempt, languages=LANGUAGES, language_every=9, trackers=())
         writer.write_start(0, {"name": "é"})
         writer.write_start(attempt, {"name": "é" * 50})
         writer.close()
@@ -144,7 +201,7 @@ def test_a_line_cut_by_a_kill_is_dropped_and_spoils_no_line_after_it(tmp_path, c
 
 
 def test_tensorboard_gets_what_the_file_gets(tmp_path):
-    writer = MetricsWriter(tmp_path, attempt=1, languages=LANGUAGES, language_every=1, tensorboard=True)
+    writer = MetricsWriter(tmp_path, attempt=1, languages=LANGUAGES, language_every=1, trackers=[TensorBoard(tmp_path)])
     write(writer, 1)
     writer.close()
     (events,) = (tmp_path / "tensorboard").iterdir()

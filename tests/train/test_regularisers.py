@@ -210,7 +210,7 @@ def test_every_layer_s_branches_and_the_embeddings_drop_out_by_themselves(toy_pa
 
 def run_job(run_dir, *, stop_at=None):
     """Six steps of a job with everything on, or fewer: told to stop once a step has been shown."""
-    train = TrainConfig(steps=6, batch_rows=ROWS, log_every=5, tensorboard=False)
+    train = TrainConfig(steps=6, batch_rows=ROWS, log_every=5, trackers=())
     job = TrainJob(
         run_dir=run_dir, spec=dataclasses.replace(NOISY, freeze=FREEZE[:1], ema_decay=0.75), optim=MUON,
         train=train, checkpoint=CheckpointConfig(save_every=100), seed=0, languages=LANGUAGES, plan_hash="plan",

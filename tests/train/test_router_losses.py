@@ -31,6 +31,7 @@ from train.loop import put_batch
 from train.loss import LossSums, load_balance_loss, router_z_loss
 from train.metrics import MetricsWriter, describe_batch, read_metrics
 from train.step import StepMetrics, StepSpec, loss_sums, mean_gradient, split_rows
+from train.timing import Split
 
 MIXTURE = msgspec.structs.replace(
     TOY, num_layers=4, layers=(LayerKind(experts=True), LayerKind()),
@@ -214,8 +215,8 @@ def test_a_recipe_sets_the_weights_under_train():
 def write_step(tmp_path, router):
     sums = LossSums(jnp.array([0.0, 3.0, 9.0, 0.0]), jnp.array([0.0, 2.0, 4.0, 0.0]), router)
     facts = describe_batch(BATCH, first_row=0, num_languages=len(LANGUAGES))
-    writer = MetricsWriter(tmp_path, attempt=1, languages=LANGUAGES, language_every=2, tensorboard=False)
-    writer.write_step(1, StepMetrics(sums, jnp.float32(0.5)), facts, learning_rate=0.25, seconds=2.0)
+    writer = MetricsWriter(tmp_path, attempt=1, languages=LANGUAGES, language_every=2, trackers=())
+    writer.write_step(1, StepMetrics(sums, jnp.float32(0.5)), facts, learning_rate=0.25, split=Split(device_s=2.0))
     writer.close()
     return read_metrics(tmp_path)[0]
 

@@ -24,6 +24,7 @@ from toy import (
 from model import transformer
 from model.config import ComputeConfig
 from train.config import LossConfig
+from train.loss import trained_positions
 from train.optim import make_optimizer
 from train.step import StepSpec, loss_sums, mean_gradient, split_rows, train_step
 
@@ -49,15 +50,17 @@ def test_gradient_at_masked_positions_is_exactly_zero(toy_params, one_device, mo
     Where nothing is trained it is zero to the bit; elsewhere it is weight x (softmax - target).
     """
     apply, params = transformer.apply_routed, jax.tree.map(jnp.asarray, toy_params)
+    make_logits = transformer.make_logits
 
-    def nudged_apply(*arguments, nudge_BTV, at_BK, **named):
-        logits_BKV, router = apply(*arguments, at_BK=at_BK, **named)
-        return logits_BKV + jnp.take_along_axis(nudge_BTV, at_BK[..., None], axis=1), router
+    def nudged_logits(*arguments, nudge_BTV, most):
+        at_BK = trained_positions(jnp.asarray(BATCH.loss_weight_BT), most)
+        return make_logits(*arguments) + jnp.take_along_axis(nudge_BTV, at_BK[..., None], axis=1)
 
     @functools.partial(jax.jit, static_argnums=1)
     @jax.grad
     def gradient(nudge_BTV, most):
-        monkeypatch.setattr(transformer, "apply_routed", functools.partial(nudged_apply, nudge_BTV=nudge_BTV))
+        nudged = functools.partial(nudged_logits, nudge_BTV=nudge_BTV, most=most)
+        monkeypatch.setattr(transformer, "make_logits", nudged)
         spec = StepSpec(
             model=TOY, axes=AXES, compute=ComputeConfig(), num_languages=len(LANGUAGES), most_trained=most,
             loss=LossConfig(head="full"),

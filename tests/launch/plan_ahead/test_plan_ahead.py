@@ -18,7 +18,6 @@ from data.batch import Batch
 from launch.cli import EXIT_USER_ERROR, main
 from launch.config import Recipe, RecipeError
 from launch.plan_ahead import roofline
-from launch.plan_ahead.chips import CHIPS, GIB
 from launch.plan_ahead.costs import count_flops
 from launch.plan_ahead.hlo import parse_program
 from launch.plan_ahead.memory import bytes_of_chip, bytes_of_gradients, split_memory
@@ -29,7 +28,9 @@ from launch.plan_ahead.search import REMAT_FROM_LEAST, search, splits
 from launch.plan_ahead.table import print_ahead_plan, verdict
 from launch.plan_ahead.topology import bandwidth, make_devices, parse_topology
 from launch.recipe import decode_recipe, load_recipe, shipped_recipes
+from model.chips import CHIPS, GIB
 from model.config import ComputeConfig, ExpertsConfig, LayerKind, ModelConfig
+from model.flops import used_parameters
 from train.config import CheckpointConfig
 from train.loop import TrainJob, run_training
 
@@ -47,7 +48,7 @@ TINY = {
         "packing": {"row_length": 16},
     },
     "optim": {"learning_rate": 1e-3},
-    "train": {"steps": 1, "batch_rows": 16, "microbatches": 2, "tensorboard": False},
+    "train": {"steps": 1, "batch_rows": 16, "microbatches": 2, "trackers": []},
 }  # fmt: skip
 PODS = {
     "dense_8b_v5e_256": "v5e:16x16",
@@ -112,6 +113,7 @@ def test_the_plan_compiles_the_very_step_that_the_loop_runs(tiny, tiny_step, tmp
     job = TrainJob(
         run_dir=tmp_path, spec=step.spec, optim=tiny.optim, train=tiny.train,
         checkpoint=CheckpointConfig(keep_initial=False), seed=0, languages=languages, plan_hash="plan",
+        sources=tuple(f"s{i}" for i in range(step.spec.num_sources)),
         most_trained_S=(step.spec.most_trained,), meta={"model": msgspec.to_builtins(tiny.model)},
     )  # fmt: skip
     recorder = Recorder()
@@ -158,15 +160,16 @@ def test_frozen_parameters_cost_no_moments_or_gradient_and_an_average_costs_its_
 
 
 def test_the_compiled_products_are_those_of_the_formula(tiny):
-    """Without recomputation: 6 N D, all pairs of positions instead of the causal half, and sums by language."""
+    """Without recomputation: 6 N D, all pairs of positions instead of the causal half, and sums by group."""
     recipe = msgspec.structs.replace(tiny, compute=ComputeConfig(remat="none"))
     with jax.set_mesh(mesh_of((4, 2))):
         step = make_step(recipe, tiny.model, trained_share=1.0)
         compiled = count_flops(parse_program(compile_step(step).text)) * 8
     six_nd, attention = roofline.model_flops(step)
     causal_to_all = 2 * 16 / 17
-    by_language = 2 * 2 * 16 * 16 * ASSUMED_LANGUAGES * 2  # loss and weight, on both chips of the tensor axis
-    assert compiled == pytest.approx(six_nd + attention * causal_to_all + by_language, rel=0.02)
+    groups = ASSUMED_LANGUAGES + step.spec.num_sources
+    by_group = 2 * 3 * 16 * 16 * groups * 2  # loss, weight and gradient, on both chips of the tensor axis
+    assert compiled == pytest.approx(six_nd + attention * causal_to_all + by_group, rel=0.02)
 
 
 def test_model_flops_by_hand():
@@ -183,7 +186,7 @@ def test_model_flops_by_hand():
     attention_weights = 4 * 2 * (2 + 1 + 1 + 2)
     norms = 2 * 2 * 4 + 4
     used = 10 * 4 + 2 * attention_weights + norms + (4 * 4 + 3 * 4 * 5) + 3 * 4 * 3
-    assert roofline.used_parameters(cfg, step.state.params) == used
+    assert used_parameters(cfg, step.state.params) == used
     six_nd, attention = roofline.model_flops(step)
     assert six_nd == 6 * 2 * (16 * (used - 40) + 4 * 40)
     pairs = 16 * 17 // 2 + (1 + 15 * 2)

@@ -1,4 +1,4 @@
-"""What the makers say of their chips: the numbers that a roofline is drawn with, each with its source."""
+"""What the makers say of their chips: the numbers of rooflines and of MFU, each with its source."""
 
 from typing import NamedTuple
 
@@ -63,3 +63,19 @@ CHIPS = {
 }  # fmt: skip
 TPUS = ("v5e", "v5p", "v6e")
 GPUS = ("a100", "h100", "h200")
+
+KINDS = {
+    "TPU v5 lite": "v5e", "TPU v5e": "v5e",
+    "TPU v5": "v5p", "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e", "TPU v6e": "v6e",
+    "NVIDIA A100-SXM4-40GB": "a100", "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+}  # fmt: skip
+"""What JAX calls them (`device_kind`). Relatives of another peak, such as those on PCIe cards, are not listed."""
+
+
+def find_chip(device_kind: str) -> Chip | None:
+    """The chip that JAX calls so; None for one whose maker's numbers are not here, as for every CPU."""
+    name = KINDS.get(device_kind)
+    return None if name is None else CHIPS[name]
