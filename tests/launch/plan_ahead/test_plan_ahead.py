@@ -449,7 +449,8 @@ def test_a_tpu_program_is_compiled_and_read_without_a_tpu(tiny):
 @needs_tpu_compiler
 def test_a_tpu_program_that_is_too_large_is_refused_in_the_compilers_own_numbers(tiny):
     large = decode_recipe(
-        TINY | {"mesh": {"fsdp": 4}, "data": TINY["data"] | {"packing": {"row_length": 8192}},
+        TINY | {"mesh": {"fsdp": 4}, "compute": {"remat": "block", "attention": "dense"},
+                "data": TINY["data"] | {"packing": {"row_length": 8192}},
                 "train": {"steps": 1, "batch_rows": 64}}, "large",
     )  # fmt: skip
     console = Console(record=True, width=200)
