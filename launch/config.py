@@ -43,7 +43,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 FREE_TO_CHANGE = (
     "run.dir", "compute", "mesh", "checkpoint", "data.workers", "data.prefetch", "data.root", "data.store",
     "data.prepare_workers", "data.changed_plan", "train.log_every", "train.tensorboard", "train.microbatches",
-    "train.loss.head", "train.loss.chunk",
+    "train.loss.head", "train.loss.chunk", "train.non_finite", "train.stalled_after_s",
 )  # fmt: skip
 """Keys that may differ when a run is resumed: they change speed, place or logging, never batches or what is learned."""
 FREE_WITH_A_CHANGED_PLAN = ("data", "run.seed")

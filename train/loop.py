@@ -14,23 +14,19 @@ import numpy as np
 import optax
 
 from data.batch import Batch
-from model.checkpoint import newest_step
 from model.parallel import AxisRules
 from model.transformer import Params
-from train.checkpoint import Saver, check_disk, restore_step, set_aside_incomplete
+from train.beginning import Beginning, find_beginning
+from train.checkpoint import Damaged, check_disk, restore_step
 from train.config import CheckpointConfig, OptimConfig, TrainConfig
-from train.hosts import (
-    Notes,
-    is_first,
-    read_notes,
-    share_of_batch,
-    spread_notes,
-    tell_all,
-    write_notes,
-)
-from train.metrics import BatchFacts, MetricsWriter, SharesAfter, describe_batch, read_metrics
+from train.guard import DescribeRow, Guard
+from train.hosts import Notes, Share, Told, is_first, read_notes, share_of_batch, spread_notes, write_notes
+from train.metrics import BatchFacts, MetricsWriter, SharesAfter, describe_batch
 from train.optim import make_optimizer, make_schedule
 from train.progress import ShowStep
+from train.saver import Saver
+from train.spikes import watch_spikes
+from train.stage import Stage
 from train.state import TrainState, abstract_state, first_state, init_state
 from train.step import StepMetrics, StepSpec, train_step
 
@@ -56,6 +52,8 @@ class TrainJob:
     """Whether a run goes on at the row it has come to where the plan is another one by now."""
     shares_after: SharesAfter | None = None
     """Shares of languages and sources in the first so many rows of the run; logged beside the losses by language."""
+    describe_row: DescribeRow | None = None
+    """The examples of a global row, for the record of a skipped step; None: they are left out."""
     load_params: Callable[[AxisRules], Params] | None = None
     """Float32 parameters to start from, on the mesh in use; None: random ones. Not asked for on resume."""
 
@@ -77,6 +75,10 @@ class Outcome:
     attempt: int
     set_aside: tuple[Path, ...] = ()
     """Half-written checkpoints that were moved out of the way."""
+    damaged: tuple[Damaged, ...] = ()
+    """Checkpoints that are not as they were written any more, and were moved too."""
+    is_unverified: bool = False
+    """Whether the checkpoint it goes on from had no checksums to be verified by."""
 
 
 class StopRequest:
@@ -102,32 +104,6 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Beginning:
-    """Where a run begins: what process 0 finds in the run directory, and all go by."""
-
-    newest: int | None
-    """Step of the checkpoint to go on from; None: a fresh run."""
-    attempt: int
-    set_aside: tuple[str, ...]
-
-
-def find_beginning(run_dir: Path) -> Beginning:
-    """Sets half-written checkpoints aside and looks for the newest whole one; process 0 does, and tells the others.
-
-    What one process sees of a shared file system may be older than what another does: each looking for itself might
-    restore another step.
-    """
-
-    def look() -> dict[str, Any]:
-        set_aside = [str(path) for path in set_aside_incomplete(run_dir)]
-        attempt = 1 + sum(record["kind"] == "start" for record in read_metrics(run_dir))
-        return {"newest": newest_step(run_dir), "attempt": attempt, "set_aside": set_aside}
-
-    found = tell_all("beginning", look)
-    return Beginning(**{**found, "set_aside": tuple(found["set_aside"])})
 
 
 def start_state(
@@ -169,28 +145,43 @@ def check_batch(batch: Batch, most_trained: int) -> None:
         raise ValueError(f"a row trains {most} positions, the plan promised at most {most_trained}")
 
 
-def run_training(job: TrainJob, *, open_batches, show: ShowStep, on_start=None) -> Outcome:
+def run_training(
+    job: TrainJob,
+    *,
+    open_batches: Callable[[int], Iterator[Batch]],
+    show: ShowStep,
+    on_start: Callable[[Outcome], None] = lambda outcome: None,
+    beginning: Beginning | None = None,
+    stage: Stage | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Outcome:
     """Trains to the last step, or until told to stop, from the newest checkpoint of the run if there is one.
 
     `open_batches(first_row)` gives the iterator of global batches from that row on: a seek, not a replay.
-    `show` sees each finished step; `on_start(outcome)` is told where the run begins.
+    `show` sees each finished step; `on_start(outcome)` is told where the run begins; `stage` is kept up to date;
+    `say` is given what a person should know at once: skipped steps, failed saves.
     """
     tx = make_optimizer(job.optim, job.steps)
-    schedule = make_schedule(job.optim, job.steps)
-    beginning = find_beginning(job.run_dir)
+    tx = tx if job.train.spikes is None else watch_spikes(tx, job.train.spikes)
+    beginning = beginning or find_beginning(job.run_dir)
     state, next_row, resumed_from = start_state(job, tx, newest=beginning.newest)
     outcome = Outcome(
         step=int(state.step), finished=False, resumed_from=resumed_from, attempt=beginning.attempt,
-        set_aside=tuple(map(Path, beginning.set_aside)),
+        set_aside=tuple(map(Path, beginning.set_aside)), damaged=beginning.damaged,
+        is_unverified=beginning.is_unverified,
     )  # fmt: skip
-    if on_start:
-        on_start(outcome)
+    on_start(outcome)
+    share = share_of_batch(jax.sharding.get_mesh(), job.spec.axes.spec("batch", None), rows=job.train.batch_rows)
     writer = MetricsWriter(
         job.run_dir, attempt=outcome.attempt, languages=job.languages, language_every=job.train.log_every,
         tensorboard=job.train.tensorboard, shares_after=job.shares_after, writes=is_first(),
     )  # fmt: skip
+    most_trained = max(job.most_trained_S, default=job.spec.most_trained)
+    spec = dataclasses.replace(job.spec, most_trained=most_trained, spikes=job.train.spikes)
+    guard = Guard(job.run_dir, job.train, spec=spec, share=share, describe_row=job.describe_row)
     saver = Saver(job.run_dir, job.checkpoint, meta=job.meta, plan_hash=job.plan_hash)
     with stop_on_signals() as stop, saver:
+        run = _Run(job, tx, spec, share, writer, saver, guard, stop, show, stage or Stage(), say)
         try:
             writer.write_start(
                 outcome.step,
@@ -202,11 +193,35 @@ def run_training(job: TrainJob, *, open_batches, show: ShowStep, on_start=None) 
             )
             if resumed_from is None and saver.is_due(0, last=job.steps):
                 saver.save(state, step=0, next_row=0)
-            batches = open_batches(next_row)
-            step = _advance(job, tx, schedule, state, next_row, batches, writer, saver, stop, show)
+            step = _advance(run, state, next_row, open_batches(next_row))
         finally:
             writer.close()
+    run.stage.ends()
     return dataclasses.replace(outcome, step=step, finished=step == job.steps)
+
+
+class _Run(NamedTuple):
+    """What the steps of a run are made with and told to."""
+
+    job: TrainJob
+    tx: optax.GradientTransformation
+    spec: StepSpec
+    share: Share
+    writer: MetricsWriter
+    saver: Saver
+    guard: Guard
+    stop: StopRequest
+    show: ShowStep
+    stage: Stage
+    say: Callable[[str], None]
+
+    def hear(self) -> Told:
+        """What this process is told by signals and by its own saves."""
+        return Told(stops=self.stop.signal is not None, saves=self.saver.wants_retry())
+
+    def place(self, batch: Batch) -> Batch:
+        """This process's share of a batch, on the mesh in use."""
+        return put_batch(batch, self.job.spec.axes.spec("batch", None), shares=self.share.count)
 
 
 class _Pending(NamedTuple):
@@ -216,57 +231,92 @@ class _Pending(NamedTuple):
     metrics: StepMetrics
     notes: Notes | None
     facts: BatchFacts
+    batch: Batch
     began: float
 
 
-def _advance(job, tx, schedule, state, next_row, batches, writer, saver, stop, show) -> int:
+def _advance(run: _Run, state: TrainState, next_row: int, batches: Iterator[Batch]) -> int:
     """Runs steps until the end or a stop request; returns the step whose state is saved."""
-    batch_spec = job.spec.axes.spec("batch", None)
-    share = share_of_batch(jax.sharding.get_mesh(), batch_spec, rows=job.train.batch_rows)
+    schedule: Any = make_schedule(run.job.optim, run.job.steps)
+    stage, last = run.stage, run.job.steps
     is_alone = jax.process_count() == 1
+    compiled: dict[int, Callable[..., Any]] = {}
 
-    @functools.cache
-    def compile_update(most_trained: int):
-        spec = dataclasses.replace(job.spec, most_trained=most_trained)
-        return jax.jit(functools.partial(_update, spec, tx), donate_argnums=0)
+    def write(pending: _Pending, ended: float, ahead: int) -> Told:
+        """Writes a step; returns what any process has said with it."""
+        stage.computes(pending.step, ahead=ahead)
+        jax.block_until_ready(pending.metrics)
+        stage.writes(pending.step, ahead=ahead)
+        return _write(run, pending, ended, learning_rate=float(schedule(pending.step - 1)), params=state.params)
 
-    def write(pending: _Pending, ended: float) -> bool:
-        """Writes a step; returns whether any process had been told to stop by then."""
-        step, metrics, notes, facts, began = pending
-        told = False
-        if notes is not None:
-            facts, told = read_notes(notes, facts, share)
-        show(writer.write_step(step, metrics, facts, learning_rate=float(schedule(step - 1)), seconds=ended - began))
-        return told
-
-    first, last = int(state.step), job.steps
     pending: _Pending | None = None
-    for step in range(first + 1, last + 1):
+    for step in range(int(state.step) + 1, last + 1):
         began = time.monotonic()
+        stage.loads(step)
         batch = next(batches)
-        most_trained = job.most_trained_S[step - 1]
+        most_trained = run.job.most_trained_S[step - 1]
         check_batch(batch, most_trained)
-        facts = describe_batch(batch, first_row=next_row, num_languages=len(job.languages))
-        notes = None if is_alone else write_notes(facts, share, is_stopping=stop.signal is not None)
-        update = compile_update(most_trained)
-        state, metrics, notes = update(state, put_batch(batch, batch_spec, shares=share.count), notes)
+        facts = describe_batch(batch, first_row=next_row, num_languages=len(run.job.languages))
+        notes = None if is_alone else write_notes(facts, run.share, run.hear())
+        stage.dispatches(step, compiles=most_trained not in compiled)
+        if most_trained not in compiled:
+            spec = dataclasses.replace(run.spec, most_trained=most_trained)
+            compiled[most_trained] = jax.jit(functools.partial(_update, spec, run.tx), donate_argnums=0)
+        state, metrics, notes = compiled[most_trained](state, run.place(batch), notes)
         # The step before: the device is busy with this one meanwhile.
-        told = write(pending, began) if pending else False
-        pending = _Pending(step, metrics, notes, facts, began)
-        next_row += job.train.batch_rows
+        told = write(pending, began, step) if pending else Told()
+        pending = _Pending(step, metrics, notes, facts, batch, began)
+        next_row += run.job.train.batch_rows
         # Asked once: a signal that comes after this waits for the next step. Several processes go by what all of them
-        # read in the step before, so that they stop at the same one.
-        stopping = stop.signal is not None if is_alone else told
-        if stopping or saver.is_due(step, last=last):
-            jax.block_until_ready(metrics)
-            told = write(pending, time.monotonic())
+        # read in the step before, so that they stop, or save, at the same one.
+        now = run.hear() if is_alone else told
+        if now.stops or now.saves or run.saver.is_due(step, last=last):
+            told = write(pending, time.monotonic(), step)
             pending = None
-            writer.write_languages()
-            saver.save(state, step=step, next_row=next_row)
-            stopping = stopping or told
-        if stopping:
-            return step
+            run.writer.write_languages()
+            stage.saves(step)
+            stopping = now.stops or told.stops
+            _save(run, state, step, next_row, is_last=step == last, stopping=stopping)
+            if stopping:
+                return step
     return last
+
+
+def _write(run: _Run, pending: _Pending, ended: float, *, learning_rate: float, params: Params) -> Told:
+    """Writes and shows a finished step, tells of saves, and looks for skipped steps."""
+    facts, told = pending.facts, Told()
+    if pending.notes is not None:
+        facts, told = read_notes(pending.notes, facts, run.share)
+    record = run.writer.write_step(
+        pending.step, pending.metrics, facts, learning_rate=learning_rate, seconds=ended - pending.began
+    )
+    run.show(record)
+    if (skipped := run.guard.judge(record, params, pending.batch, run.place)) is not None:
+        run.say(skipped)
+    _tell_of_saves(run)
+    return told
+
+
+def _tell_of_saves(run: _Run) -> None:
+    for event in run.saver.take_events():
+        if event.error is not None:
+            run.writer.write_event("save_failed", event.step, error=event.error)
+            run.say(f"step {event.step} is not saved: {event.error}")
+            continue
+        run.writer.write_event("saved", event.step)
+        if event.notice is not None:
+            run.say(f"step {event.step} is saved, but {event.notice}")
+
+
+def _save(run: _Run, state: TrainState, step: int, next_row: int, *, is_last: bool, stopping: bool) -> None:
+    """Starts a save; of the last step, waits for it."""
+    try:
+        if is_last or stopping:
+            run.saver.save_last(state, step=step, next_row=next_row, patient=not stopping)
+        else:
+            run.saver.save(state, step=step, next_row=next_row)
+    finally:
+        _tell_of_saves(run)
 
 
 def _update(

@@ -1,6 +1,7 @@
 """Metrics of steps: device sums to means, once; `metrics.jsonl` and TensorBoard."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -16,11 +17,10 @@ from data.batch import Batch
 from model.moe import RouterSums
 from train.digests import digest_share, join_digests
 from train.loss import load_balance_loss, router_z_loss
-from train.step import StepMetrics
+from train.step import NON_FINITE, SPIKE, StepMetrics
 
-
-class NonFiniteLossError(ValueError):
-    """The loss or gradient of a step is NaN or infinite; the message names the step and its rows."""
+VERDICTS = {NON_FINITE: "non_finite", SPIKE: "spike"}
+"""Why a step was skipped, as it is written."""
 
 
 class BatchFacts(NamedTuple):
@@ -57,6 +57,8 @@ class StepRecord(NamedTuple):
     """The router's losses by name, not yet weighted; None without experts. `loss` does not hold them."""
     objective: float | None = None
     """Mean over the weight of what is minimised of the tokens, with label smoothing and z-loss; None: `loss` is."""
+    skipped: str | None = None
+    """Why its update was not made, a name of `VERDICTS`; None: it was."""
 
 
 def describe_batch(batch: Batch, *, first_row: int, num_languages: int) -> BatchFacts:
@@ -143,7 +145,7 @@ class MetricsWriter:
     ) -> StepRecord:
         """Waits for a step's metrics and writes them; `seconds` is the wall time of its turn of the loop.
 
-        Raises NonFiniteLossError, after writing, when the loss or gradient is not finite.
+        The losses of a skipped step stand in its own record and in no sum by language.
         """
         metrics = jax.device_get(metrics)
         weight = float(metrics.sums.weight_R.sum())
@@ -161,16 +163,15 @@ class MetricsWriter:
             digest=facts.digest,
             router=_router_losses(metrics.sums.router),
             objective=None if metrics.sums.objective is None else float(metrics.sums.objective) / weight,
+            skipped=VERDICTS.get(int(metrics.verdict)) if metrics.verdict is not None else None,
         )
         self._write_record(record)
-        self._add_languages(step, metrics, facts)
-        if not np.isfinite([record.loss, record.grad_norm]).all():
-            raise NonFiniteLossError(
-                f"step {step}: loss {record.loss}, gradient norm {record.grad_norm}, on rows "
-                f"[{facts.first_row}, {facts.first_row + facts.rows}). An earlier state is in the newest checkpoint; "
-                "lower optim.learning_rate or raise optim.warmup_steps"
-            )
+        self._add_languages(step, metrics, facts, is_skipped=record.skipped is not None)
         return record
+
+    def write_event(self, kind: str, step: int, **facts: Any) -> None:
+        """Notes something that has happened to the run by this step, such as a save."""
+        self._write({"kind": kind, "step": step, **facts})
 
     def _write_record(self, record: StepRecord) -> None:
         self._write(
@@ -188,6 +189,7 @@ class MetricsWriter:
                 "target_tokens_per_s": round(record.weight / record.seconds, 1),
                 "rows": [record.first_row, record.first_row + record.rows],
                 "digest": record.digest,
+                **({"skipped": record.skipped} if record.skipped else {}),
             }
         )
         if self._board:
@@ -204,9 +206,10 @@ class MetricsWriter:
         self._first_step: int | None = None
         self._last_step = 0
 
-    def _add_languages(self, step: int, metrics: StepMetrics, facts: BatchFacts) -> None:
-        self._loss_R += metrics.sums.loss_R
-        self._weight_R += metrics.sums.weight_R
+    def _add_languages(self, step: int, metrics: StepMetrics, facts: BatchFacts, *, is_skipped: bool) -> None:
+        if not is_skipped:
+            self._loss_R += metrics.sums.loss_R
+            self._weight_R += metrics.sums.weight_R
         self._tokens_R += facts.tokens_R
         self._first_step = step if self._first_step is None else self._first_step
         self._last_step = step
@@ -248,7 +251,8 @@ class MetricsWriter:
         if self._file is None:
             return
         record = {"kind": record["kind"], "attempt": self._attempt, "time": round(time.time(), 3), **record}
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        record = {key: _or_none(value) for key, value in record.items()}
+        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
 
 
@@ -258,6 +262,11 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def _or_none(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _beside_loss(record: StepRecord) -> dict[str, float]:

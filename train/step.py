@@ -1,12 +1,12 @@
 """One update from one global batch: pure, microbatched by a scan, divided once by the global weight."""
 
 import dataclasses
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 import model.transformer as transformer
 from data.batch import Batch
@@ -14,19 +14,25 @@ from model.config import ComputeConfig, ModelConfig
 from model.moe import RouterSums, add_sums, no_sums
 from model.parallel import AxisRules
 from train.chunked_loss import chunked_losses
-from train.config import LossConfig, RouterLossConfig
+from train.config import LossConfig, RouterLossConfig, SpikeConfig
 from train.loss import (
     LossSums,
+    TokenLosses,
     full_losses,
     load_balance_loss,
     router_z_loss,
     sums_by_language,
     trained_positions,
 )
+from train.spikes import SpikeHistory, WatchedState, is_spike
 from train.state import TrainState
 
 NO_ROUTER_LOSS = RouterLossConfig()
 DEFAULT_LOSS = LossConfig()
+SOUND, NON_FINITE, SPIKE = 0, 1, 2
+"""Verdicts on a step; only a sound one changes parameters and moments."""
+MOVES_ON = (optax.ScaleByScheduleState, SpikeHistory)
+"""Parts of an optimizer's state that a skipped step changes too: the learning rate is that of the step's number."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +48,8 @@ class StepSpec:
     microbatches: int = 1
     loss: LossConfig = DEFAULT_LOSS
     router: RouterLossConfig = NO_ROUTER_LOSS
+    spikes: SpikeConfig | None = None
+    """If given, the optimizer is one of `train.spikes.watch_spikes`."""
 
     def __post_init__(self):
         if self.trains_router and not self.has_experts:
@@ -66,10 +74,21 @@ class StepMetrics(NamedTuple):
 
     sums: LossSums
     grad_norm: Float[Array, ""]
+    verdict: Int[Array, ""] | None = None
+    """SOUND, NON_FINITE or SPIKE."""
 
 
-def loss_sums(spec: StepSpec, params: transformer.Params, batch: Batch) -> LossSums:
-    """The loss of a batch (or microbatch) as sums by language, with logits made at trained positions only.
+class Losses(NamedTuple):
+    """The losses of the K positions of each row that may be trained, and what they belong to."""
+
+    tokens: TokenLosses
+    weight_BK: Float[Array, "B K"]
+    language_BK: Int[Array, "B K"]
+    router: RouterSums | None
+
+
+def token_losses(spec: StepSpec, params: transformer.Params, batch: Batch) -> Losses:
+    """The losses of a batch (or microbatch) by position, with logits made at trained positions only.
 
     Both heads give the same: see `LossConfig`.
     """
@@ -87,8 +106,14 @@ def loss_sums(spec: StepSpec, params: transformer.Params, batch: Batch) -> LossS
         x_BKD, router = transformer.apply_hidden(*model, *inputs, at_BK=at_BK, compute=spec.compute)
         weight = transformer.head_weight(spec.model, params)
         losses = chunked_losses(spec.loss, spec.model, x_BKD, weight, targets_BK, weight_BK)
-    sums = sums_by_language(losses.loss_BK, weight_BK, language_BK, spec.num_languages)
-    return sums._replace(router=router if spec.has_experts else None, objective=losses.objective)
+    return Losses(losses, weight_BK, language_BK, router if spec.has_experts else None)
+
+
+def loss_sums(spec: StepSpec, params: transformer.Params, batch: Batch) -> LossSums:
+    """The loss of a batch (or microbatch) as sums by language."""
+    losses = token_losses(spec, params, batch)
+    sums = sums_by_language(losses.tokens.loss_BK, losses.weight_BK, losses.language_BK, spec.num_languages)
+    return sums._replace(router=losses.router, objective=losses.tokens.objective)
 
 
 def mean_gradient(spec: StepSpec, params: transformer.Params, batch: Batch) -> tuple[transformer.Params, LossSums]:
@@ -168,10 +193,36 @@ def split_rows(x_BT: Array, parts: int) -> Array:
 def train_step(
     spec: StepSpec, tx: optax.GradientTransformation, state: TrainState, batch: Batch
 ) -> tuple[TrainState, StepMetrics]:
-    """The state after one update, and the batch's metrics before it."""
+    """The state after one step, and the batch's metrics before it.
+
+    One whose loss or gradient is not finite, or a spike, counts as a step and changes neither parameters nor moments.
+    """
     gradient, sums = mean_gradient(spec, state.params, batch)
+    loss = jnp.sum(sums.loss_R) / jnp.sum(sums.weight_R)
+    grad_norm = optax.tree.norm(gradient)
+    verdict = judge(spec, state.opt_state, loss, grad_norm)
+    told = {"loss": loss, "grad_norm": grad_norm} if spec.spikes else {}
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counts
-        updates, opt_state = tx.update(gradient, state.opt_state, state.params)
+        updates, opt_state = tx.update(gradient, state.opt_state, state.params, **told)
     params = cast(transformer.Params, optax.apply_updates(state.params, updates))
-    metrics = StepMetrics(sums=sums, grad_norm=optax.tree.norm(gradient))
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    new = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
+    return choose(verdict == SOUND, new, state), StepMetrics(sums=sums, grad_norm=grad_norm, verdict=verdict)
+
+
+def judge(spec: StepSpec, opt_state: Any, loss: Float[Array, ""], grad_norm: Float[Array, ""]) -> Int[Array, ""]:
+    """Whether a step is sound, from its mean loss and the norm of its gradient."""
+    verdict = jnp.int32(SOUND)
+    if spec.spikes is not None:
+        assert isinstance(opt_state, WatchedState), "a spec with spikes has an optimizer of watch_spikes"
+        verdict = jnp.where(is_spike(spec.spikes, opt_state.history, loss, grad_norm), jnp.int32(SPIKE), verdict)
+    return jnp.where(jnp.isfinite(loss) & jnp.isfinite(grad_norm), verdict, jnp.int32(NON_FINITE))
+
+
+def choose(is_sound: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
+    """The new state; or the old one, bit for bit, with the new one's count of steps and what `MOVES_ON`."""
+
+    def pick(new: Any, old: Any) -> Any:
+        return new if isinstance(new, MOVES_ON) else jnp.where(is_sound, new, old)
+
+    chosen = jax.tree.map(pick, new, old, is_leaf=lambda node: isinstance(node, MOVES_ON))
+    return chosen._replace(step=new.step)

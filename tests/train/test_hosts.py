@@ -8,6 +8,7 @@ from toy import AXES, lay_out, make_examples, mesh_of, pack_pairs
 from train.hosts import (
     Notes,
     Share,
+    Told,
     is_first,
     pick_share,
     read_notes,
@@ -63,14 +64,14 @@ def test_a_process_alone_loads_the_whole_batch(shape):
 def test_notes_come_back_as_the_facts_of_the_whole_batch(stopping):
     facts = describe_batch(BATCH, first_row=40, num_languages=4)
     with jax.set_mesh(mesh_of((4, 2))):
-        notes = write_notes(facts, Share(0, 1, True), is_stopping=stopping)
+        notes = write_notes(facts, Share(0, 1, True), Told(stops=stopping, saves=not stopping))
         spread = jax.jit(spread_notes)(notes)
-        assert spread.counts.shape == (5,)
+        assert spread.counts.shape == (6,)
         assert spread.marks.sharding.is_fully_replicated
     whole, told = read_notes(spread, facts, Share(0, 1, True))
     np.testing.assert_array_equal(whole.tokens_R, facts.tokens_R)
     assert whole._replace(tokens_R=None) == facts._replace(tokens_R=None)
-    assert told is stopping
+    assert told == Told(stops=stopping, saves=not stopping)
 
 
 def test_the_facts_of_two_shares_are_those_of_the_batch():
@@ -79,14 +80,14 @@ def test_the_facts_of_two_shares_are_those_of_the_batch():
     whole = describe_batch(BATCH, first_row=8, num_languages=4)
     halves = [type(BATCH)(*(np.split(field_BT, 2)[half] for field_BT in BATCH)) for half in (0, 1)]
     facts = [describe_batch(half, first_row=8, num_languages=4) for half in halves]
-    counts = np.sum([[1, *facts[0].tokens_R], [0, *facts[1].tokens_R]], axis=0)
+    counts = np.sum([[1, 0, *facts[0].tokens_R], [0, 0, *facts[1].tokens_R]], axis=0)
     marks = np.array([[2, *facts[1].crcs], [0] * 4, [1, *facts[0].crcs], [0] * 4], np.uint32)
     for index in (0, 1):
         joined, told = read_notes(Notes(counts, marks), facts[index], Share(index, 2, True))
         np.testing.assert_array_equal(joined.tokens_R, whole.tokens_R)
         assert joined._replace(tokens_R=None, crcs=None) == whole._replace(tokens_R=None, crcs=None)
-        assert told
+        assert told == Told(stops=True)
     with jax.set_mesh(mesh_of((4, 2))):
-        silent = write_notes(facts[0], Share(0, 2, False), is_stopping=False)
+        silent = write_notes(facts[0], Share(0, 2, False), Told())
         assert not np.asarray(silent.counts).any()
         assert not np.asarray(silent.marks).any()
