@@ -33,6 +33,8 @@ SILENT_S = 60.0
 SUSPECT_S = 4.0
 """The same, once a process's connection to another has broken."""
 ADVICE = "Its stacks are in its output; train.stalled_after_s says how long anything may take"
+SHOWN = 4
+"""Of how many other processes it is told what they do while one has stalled."""
 FAREWELL_S = 10.0
 """How long a failing process waits for the others to have seen why."""
 
@@ -232,8 +234,8 @@ class _Watch(threading.Thread):
             return None
         process = min(beats, key=lambda process: (tuple(beats[process].order), process))
         beat = beats.pop(process)
-        others = sorted({_say_beat(other) for other in beats.values()})
-        what = f"it has stalled: it {_say_beat(beat)}{f'; of the others one {others[0]}' if others else ''}. {ADVICE}"
+        others = ", ".join(f"process {index} {other.what}" for index, other in sorted(beats.items())[:SHOWN])
+        what = f"it has stalled: it {_say_beat(beat)}{f'; meanwhile {others}' if others else ''}. {ADVICE}"
         return Failure(process, beat.host, EXIT_BUG, what, has_stalled=True)
 
     def _leave(self, failure: Failure, error: BaseException | None = None) -> None:

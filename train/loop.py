@@ -164,6 +164,8 @@ def run_training(
     tx = make_optimizer(job.optim, job.steps)
     tx = tx if job.train.spikes is None else watch_spikes(tx, job.train.spikes)
     beginning = beginning or find_beginning(job.run_dir)
+    stage = stage or Stage()
+    stage.begins(beginning.newest)
     state, next_row, resumed_from = start_state(job, tx, newest=beginning.newest)
     outcome = Outcome(
         step=int(state.step), finished=False, resumed_from=resumed_from, attempt=beginning.attempt,
@@ -181,7 +183,7 @@ def run_training(
     guard = Guard(job.run_dir, job.train, spec=spec, share=share, describe_row=job.describe_row)
     saver = Saver(job.run_dir, job.checkpoint, meta=job.meta, plan_hash=job.plan_hash)
     with stop_on_signals() as stop, saver:
-        run = _Run(job, tx, spec, share, writer, saver, guard, stop, show, stage or Stage(), say)
+        run = _Run(job, tx, spec, share, writer, saver, guard, stop, show, stage, say)
         try:
             writer.write_start(
                 outcome.step,
@@ -192,11 +194,12 @@ def run_training(
                 },
             )
             if resumed_from is None and saver.is_due(0, last=job.steps):
+                stage.saves(0)
                 saver.save(state, step=0, next_row=0)
             step = _advance(run, state, next_row, open_batches(next_row))
         finally:
             writer.close()
-    run.stage.ends()
+    stage.ends()
     return dataclasses.replace(outcome, step=step, finished=step == job.steps)
 
 
@@ -242,11 +245,12 @@ def _advance(run: _Run, state: TrainState, next_row: int, batches: Iterator[Batc
     is_alone = jax.process_count() == 1
     compiled: dict[int, Callable[..., Any]] = {}
 
-    def write(pending: _Pending, ended: float, ahead: int) -> Told:
-        """Writes a step; returns what any process has said with it."""
+    def write(pending: _Pending, ahead: int, *, ended: float | None = None) -> Told:
+        """Waits for a step, which ended then or does now, and writes it; returns what any process has said with it."""
         stage.computes(pending.step, ahead=ahead)
         jax.block_until_ready(pending.metrics)
         stage.writes(pending.step, ahead=ahead)
+        ended = time.monotonic() if ended is None else ended
         return _write(run, pending, ended, learning_rate=float(schedule(pending.step - 1)), params=state.params)
 
     pending: _Pending | None = None
@@ -264,14 +268,14 @@ def _advance(run: _Run, state: TrainState, next_row: int, batches: Iterator[Batc
             compiled[most_trained] = jax.jit(functools.partial(_update, spec, run.tx), donate_argnums=0)
         state, metrics, notes = compiled[most_trained](state, run.place(batch), notes)
         # The step before: the device is busy with this one meanwhile.
-        told = write(pending, began, step) if pending else Told()
+        told = write(pending, step, ended=began) if pending else Told()
         pending = _Pending(step, metrics, notes, facts, batch, began)
         next_row += run.job.train.batch_rows
         # Asked once: a signal that comes after this waits for the next step. Several processes go by what all of them
         # read in the step before, so that they stop, or save, at the same one.
         now = run.hear() if is_alone else told
         if now.stops or now.saves or run.saver.is_due(step, last=last):
-            told = write(pending, time.monotonic(), step)
+            told = write(pending, step)
             pending = None
             run.writer.write_languages()
             stage.saves(step)

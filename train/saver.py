@@ -61,10 +61,11 @@ class Saver:
             if self._checkpointer is not None:
                 self._checkpointer.close()
         except Exception as failure:
-            if error is None:
-                raise (
-                    failure if isinstance(failure, CheckpointError) else _final(_explain(failure, self._folder))
-                ) from failure
+            if error is not None:
+                return
+            if isinstance(failure, CheckpointError):
+                raise
+            raise _final(_explain(failure, self._folder)) from failure
 
     def is_due(self, step: int, *, last: int) -> bool:
         """True if a state of this step should be saved by interval, as the first or as the last one."""
@@ -86,6 +87,8 @@ class Saver:
                 if self._config.on_error == "stop":
                     raise _final(error)
                 self._failed_at = self._failed_at or time.monotonic()
+            else:
+                self._tell_saved(self._writing)
         events, self._events = self._events, []
         return events
 
@@ -141,6 +144,12 @@ class Saver:
             self._fail(writing.step, error)
         else:
             self._failures, self._failed_at = 0, 0.0
+            self._tell_saved(writing)
+
+    def _tell_saved(self, writing: "_Writing") -> None:
+        """Once: of several processes each finds the checkpoint whole before all of them agree that it is."""
+        if not writing.is_told:
+            writing.is_told = True
             self._events.append(SaveEvent(writing.step, notice=writing.notice))
 
     def _agree(self, problem: str | None) -> str | None:
@@ -159,8 +168,9 @@ class Saver:
                 self._checkpointer.close()
             self._checkpointer = None
         if is_first():
-            for path in list_steps(self._folder.parent)[1]:
-                shutil.rmtree(path, ignore_errors=True)
+            with contextlib.suppress(OSError):  # out of reach: what is left there is cleared away by the next save
+                for path in list_steps(self._folder.parent)[1]:
+                    shutil.rmtree(path, ignore_errors=True)
         if self._config.on_error == "stop":
             raise _final(error)
         if self._failures >= self._config.max_failures:
@@ -175,6 +185,7 @@ class _Writing(threading.Thread):
         self.step = step
         self.error: str | None = None
         self.notice: str | None = None
+        self.is_told = False
         self._folder = folder
         self._wait = wait
 
@@ -232,7 +243,7 @@ def _explain(failure: Exception, folder: Path) -> str:
         room = f"; {shutil.disk_usage(folder).free / 1e6:.0f} MB are free there"
     except OSError:
         room = ""
-    return f"a checkpoint could not be written to {folder} ({type(failure).__name__}: {str(failure)[:300]}){room}"
+    return f"a checkpoint could not be written to {folder} ({type(failure).__name__}: {str(failure)[:600]}){room}"
 
 
 def _final(error: str) -> CheckpointError:

@@ -3,8 +3,8 @@
 import time
 from typing import NamedTuple
 
-COMPILE_ALLOWANCE = 4.0
-"""How much longer than anything else compiling may take."""
+LONG = 4.0
+"""How much longer than anything else compiling, and reading a checkpoint, may take."""
 
 
 class Moment(NamedTuple):
@@ -20,13 +20,17 @@ class Moment(NamedTuple):
 
 
 class Stage:
-    """The present moment of a process; None before the first step and after the last.
+    """The present moment of a process; None before it begins to train and after its end.
 
     Written by the loop, read by another thread: a moment is replaced as a whole.
     """
 
     def __init__(self):
         self.now: Moment | None = None
+
+    def begins(self, newest: int | None) -> None:
+        """The state of this step is restored, or made."""
+        self._enter((0, 0), "makes its first state" if newest is None else f"restores step {newest}", LONG)
 
     def loads(self, step: int) -> None:
         """The batch of this step is waited for."""
@@ -35,7 +39,7 @@ class Stage:
     def dispatches(self, step: int, *, compiles: bool) -> None:
         """The step is handed to the devices, after it has been compiled if it is new."""
         what = f"compiles step {step}" if compiles else f"dispatches step {step}"
-        self._enter((step, 1), what, COMPILE_ALLOWANCE if compiles else 1.0)
+        self._enter((step, 1), what, LONG if compiles else 1.0)
 
     def computes(self, step: int, *, ahead: int) -> None:
         """This step is waited for, all steps up to `ahead` having been dispatched."""

@@ -100,7 +100,7 @@ def test_of_a_hung_job_the_process_that_is_behind_is_named_not_one_that_waits_fo
     assert watch._find_silent(60) is None
     failure = watch._find_stalled()
     assert (failure.process, failure.host, failure.code, failure.has_stalled) == (2, "node2", 1, True)
-    assert "it loads the batch of step 18, for 60 s by now; of the others one computes step 18" in failure.what
+    assert "it loads the batch of step 18, for 60 s by now; meanwhile process 0 computes step 18" in failure.what
     beat_of(watch, 0, Beat(6, "node0", (19, 2), "computes step 18", 2.0))
     beat_of(watch, 1, Beat(6, "node1", (19, 2), "computes step 18", 2.0))
     assert watch._find_silent(60) is None
