@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 import model.transformer as transformer
 from data.batch import Batch
@@ -202,11 +202,16 @@ def train_step(
     grad_norm = optax.tree.norm(gradient)
     verdict = judge(spec, state.opt_state, loss, grad_norm)
     told = {"loss": loss, "grad_norm": grad_norm} if spec.spikes else {}
-    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counts
-        updates, opt_state = tx.update(gradient, state.opt_state, state.params, **told)
-    params = cast(transformer.Params, optax.apply_updates(state.params, updates))
-    new = TrainState(step=state.step + 1, params=params, opt_state=opt_state)
-    return choose(verdict == SOUND, new, state), StepMetrics(sums=sums, grad_norm=grad_norm, verdict=verdict)
+
+    def make(state: TrainState) -> TrainState:
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counts
+            updates, opt_state = tx.update(gradient, state.opt_state, state.params, **told)
+        params = cast(transformer.Params, optax.apply_updates(state.params, updates))
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state)
+
+    # A branch, not a choice between arrays: that would hold the old and the new moments at once.
+    state = jax.lax.cond(verdict == SOUND, make, lambda state: move_on(make(state), state), state)
+    return state, StepMetrics(sums=sums, grad_norm=grad_norm, verdict=verdict)
 
 
 def judge(spec: StepSpec, opt_state: Any, loss: Float[Array, ""], grad_norm: Float[Array, ""]) -> Int[Array, ""]:
@@ -218,11 +223,10 @@ def judge(spec: StepSpec, opt_state: Any, loss: Float[Array, ""], grad_norm: Flo
     return jnp.where(jnp.isfinite(loss) & jnp.isfinite(grad_norm), verdict, jnp.int32(NON_FINITE))
 
 
-def choose(is_sound: Bool[Array, ""], new: TrainState, old: TrainState) -> TrainState:
-    """The new state; or the old one, bit for bit, with the new one's count of steps and what `MOVES_ON`."""
+def move_on(new: TrainState, old: TrainState) -> TrainState:
+    """The old state with the new one's count of steps and what else `MOVES_ON`."""
 
     def pick(new: Any, old: Any) -> Any:
-        return new if isinstance(new, MOVES_ON) else jnp.where(is_sound, new, old)
+        return new if isinstance(new, MOVES_ON) else old
 
-    chosen = jax.tree.map(pick, new, old, is_leaf=lambda node: isinstance(node, MOVES_ON))
-    return chosen._replace(step=new.step)
+    return jax.tree.map(pick, new, old, is_leaf=lambda node: isinstance(node, MOVES_ON))._replace(step=new.step)
