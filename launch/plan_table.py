@@ -15,7 +15,7 @@ from model.attention_choice import choose_attention, describe_attention
 from model.parallel import describe_axes, ways
 from model.transformer import abstract, count_parameters
 from train.chunked_loss import chunk_positions
-from train.loop import TrainJob
+from train.job import TrainJob
 from train.paths import split_frozen
 from train.step import StepSpec
 

@@ -32,8 +32,10 @@ def set_up_process(*, keep_memory: bool = True) -> None:
     """
     if keep_memory:
         keep_freed_memory()
-    for name in ("absl", "orbax", "jax._src.compiler"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("jax._src.compiler").setLevel(logging.ERROR)
+    # What they log as errors they raise too, where it is told of in one line instead of hundreds.
+    for name in ("absl", "orbax"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)

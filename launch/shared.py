@@ -16,7 +16,7 @@ from launch.environment import library_versions
 from launch.preparing import store_of
 from launch.recipe import flatten
 from train.hosts import tell_all, wait_for_all
-from train.loop import TrainJob
+from train.job import TrainJob
 
 PER_HOST = ("data.root", "data.workers", "data.prefetch")
 """Keys of a recipe that may differ between processes: they change speed or place."""

@@ -1,6 +1,7 @@
 """Several processes fail together: the first failure is told to all, named, and ends them all with its exit code."""
 
 import contextlib
+import faulthandler
 import json
 import os
 import socket
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.text import Text
 
 from train.hosts import PREFIX, store, wait_for_all
+from train.stage import Stage
 
 EXIT_USER_ERROR = 2
 EXIT_BUG = 1
@@ -30,6 +32,9 @@ SILENT_S = 60.0
 """Without a sign of life for so long, a process counts as gone. Long: a library may hold Python's lock for a while."""
 SUSPECT_S = 4.0
 """The same, once a process's connection to another has broken."""
+ADVICE = "Its stacks are in its output; train.stalled_after_s says how long anything may take"
+SHOWN = 4
+"""Of how many other processes it is told what they do while one has stalled."""
 FAREWELL_S = 10.0
 """How long a failing process waits for the others to have seen why."""
 
@@ -42,6 +47,23 @@ class Failure(NamedTuple):
     code: int
     """Exit code of every process of the run."""
     what: str
+    has_stalled: bool = False
+    """Whether it did not fail but came to no end: its stacks say where."""
+
+
+class Beat(NamedTuple):
+    """A sign of life."""
+
+    number: int
+    host: str
+    order: tuple[int, int] = (0, 0)
+    """Of `train.stage.Moment`."""
+    what: str = ""
+    """What the process does; "": nothing that is watched."""
+    seconds: float = 0.0
+    """For how long."""
+    is_stalled: bool = False
+    """Whether that is longer than it may take."""
 
 
 def exit_code_of(error: BaseException) -> int:
@@ -57,16 +79,22 @@ def print_error(message: str) -> None:
 
 
 @contextlib.contextmanager
-def fail_together(*, silent_s: float = SILENT_S) -> Iterator[None]:
+def fail_together(
+    *, silent_s: float = SILENT_S, stage: Stage | None = None, stalled_after_s: float | None = None
+) -> Iterator[None]:
     """Ends this process when any process of the run fails while inside, and all others when this one does.
 
     An error in here never comes out: it is printed, told to the others, and the process ends at once, because its
     other threads may wait for ever for processes that are gone. Leaving it waits until every process is ready to leave.
+    A process alone raises its errors as ever. Either way one that stays in a `stage` for longer than `stalled_after_s`
+    (None: any time) is named, and ends the run.
     """
+    pace = Pace(stage or Stage(), stalled_after_s)
     if jax.process_count() == 1:
-        yield
+        with _watch_alone(pace):
+            yield
         return
-    watch = _Watch(silent_s)
+    watch = _Watch(silent_s, pace)
     watch.start()
     try:
         yield
@@ -77,18 +105,57 @@ def fail_together(*, silent_s: float = SILENT_S) -> Iterator[None]:
     jax.distributed.shutdown()
 
 
+class Pace(NamedTuple):
+    """What this process does, and how long it may take."""
+
+    stage: Stage
+    stalled_after_s: float | None
+
+    def beat(self, number: int) -> Beat:
+        """The process's sign of life at this moment."""
+        host, moment = socket.gethostname(), self.stage.now
+        if moment is None:
+            return Beat(number, host)
+        seconds = time.monotonic() - moment.since
+        limit_s = self.stalled_after_s
+        is_stalled = limit_s is not None and seconds > limit_s * moment.allowance
+        return Beat(number, host, moment.order, moment.what, round(seconds, 1), is_stalled)
+
+
+@contextlib.contextmanager
+def _watch_alone(pace: Pace) -> Iterator[None]:
+    """Ends this process, the only one of its run, when it stalls while inside."""
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(POLL_S):
+            if (beat := pace.beat(0)).is_stalled:
+                faulthandler.dump_traceback(all_threads=True)
+                print_error(f"the process has stalled: it {_say_beat(beat)}. {ADVICE}")
+                _exit(EXIT_BUG)
+
+    watch = threading.Thread(target=look, name="polytune-watch", daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watch.join()
+
+
 class _Watch(threading.Thread):
     """Gives signs of life, looks for failures of the others, and in process 0 for others' signs of life."""
 
-    def __init__(self, silent_s: float):
+    def __init__(self, silent_s: float, pace: Pace):
         super().__init__(name="polytune-watch", daemon=True)
         self._index, self._count = jax.process_index(), jax.process_count()
         self._store = store()
         self._silent_s = silent_s
+        self._pace = pace
         self._ended = threading.Event()
         self._leaving = threading.Lock()
         self._beats = 0
-        self._last_beats: dict[str, tuple[str, float]] = {}
+        self._last_beats: dict[int, tuple[Beat, float]] = {}
 
     def stop(self) -> None:
         """To be called when every process has come to its end."""
@@ -100,9 +167,10 @@ class _Watch(threading.Thread):
         while not self._ended.wait(POLL_S):
             try:
                 self._beats += 1
-                self._store.key_value_set(f"{ALIVE}{self._index}", str(self._beats), allow_overwrite=True)
-                if self._index == 0 and (gone := self._find_silent(self._silent_s)) is not None:
-                    self._post(_gone(gone))
+                beat = json.dumps(self._pace.beat(self._beats))
+                self._store.key_value_set(f"{ALIVE}{self._index}", beat, allow_overwrite=True)
+                if self._index == 0 and (found := self._find_silent(self._silent_s) or self._find_stalled()):
+                    self._post(found)
                 failure = self._read_failure()
             except jax.errors.JaxRuntimeError as error:
                 # Process 0 keeps the store: whatever it ended of, it cannot tell any more.
@@ -125,8 +193,8 @@ class _Watch(threading.Thread):
             while time.monotonic() < until:
                 if failure := self._read_failure():
                     return failure
-                if (gone := self._find_silent(SUSPECT_S)) is not None:
-                    return _gone(gone)
+                if gone := self._find_silent(SUSPECT_S):
+                    return gone
                 time.sleep(POLL_S)
         what = f"{type(error).__name__}: {str(error)[:2000]}"
         return Failure(self._index, socket.gethostname(), exit_code_of(error), what)
@@ -145,20 +213,36 @@ class _Watch(threading.Thread):
                 return None
             raise
 
-    def _find_silent(self, limit_s: float) -> int | None:
+    def _find_silent(self, limit_s: float) -> Failure | None:
         """A process that has given no sign of life for so long since it gave the first."""
         now = time.monotonic()
-        for key, beats in self._store.key_value_dir_get(ALIVE):
-            last = self._last_beats.get(key)
-            if last is None or last[0] != beats:
-                self._last_beats[key] = (beats, now)
+        for key, text in self._store.key_value_dir_get(ALIVE):
+            process, beat = int(key.rpartition("/")[2]), Beat(*json.loads(text))
+            last = self._last_beats.get(process)
+            if last is None or last[0].number != beat.number:
+                self._last_beats[process] = (beat, now)
             elif now - last[1] > limit_s:
-                return int(key.rpartition("/")[2])
+                last_seen = f"; when last heard of, it {_say_beat(beat)}" if beat.what else ""
+                what = f"no sign of life any more: killed, out of memory, stopped, or its host is gone{last_seen}"
+                return Failure(process, beat.host, EXIT_BUG, what)
         return None
+
+    def _find_stalled(self) -> Failure | None:
+        """The process that the others wait for, once any has been at one thing for longer than it may take."""
+        beats = {process: beat for process, (beat, _) in self._last_beats.items() if beat.what}
+        if not any(beat.is_stalled for beat in beats.values()):
+            return None
+        process = min(beats, key=lambda process: (tuple(beats[process].order), process))
+        beat = beats.pop(process)
+        others = ", ".join(f"process {index} {other.what}" for index, other in sorted(beats.items())[:SHOWN])
+        what = f"it has stalled: it {_say_beat(beat)}{f'; meanwhile {others}' if others else ''}. {ADVICE}"
+        return Failure(process, beat.host, EXIT_BUG, what, has_stalled=True)
 
     def _leave(self, failure: Failure, error: BaseException | None = None) -> None:
         """Says what happened and ends the process, the last thing that any thread of it does."""
         with self._leaving:
+            if failure.has_stalled and failure.process == self._index:
+                faulthandler.dump_traceback(all_threads=True)
             if failure.process == self._index and error is not None:
                 if failure.code != EXIT_USER_ERROR or os.environ.get("POLYTUNE_TRACEBACK"):
                     traceback.print_exception(error)
@@ -176,14 +260,17 @@ class _Watch(threading.Thread):
                     time.sleep(POLL_S / 5)
                 if self._index == 0:  # JAX aborts a process that outlives the store
                     time.sleep(2 * POLL_S)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(failure.code)
+            _exit(failure.code)
 
 
-def _gone(process: int) -> Failure:
-    what = "no sign of life any more: killed, out of memory, stopped, or its host is gone"
-    return Failure(process, "a host that is silent", EXIT_BUG, what)
+def _exit(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _say_beat(beat: Beat) -> str:
+    return f"{beat.what}, for {beat.seconds:.0f} s by now" if beat.what else "does nothing that is watched"
 
 
 def _unreachable(error: Exception) -> Failure:

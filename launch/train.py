@@ -1,6 +1,7 @@
 """The training program: recipe in, run directory out. The same command again goes on where it was killed."""
 
 import contextlib
+import functools
 import json
 import os
 from datetime import UTC, datetime
@@ -10,12 +11,14 @@ from typing import Any
 import jax
 import msgspec
 from rich.console import Console
+from rich.text import Text
 
 from data.held_out import read_held_out
 from data.pipeline import make_batches
 from data.plan import Plan, trained_per_row
 from data.prepare import Prepared, read_prepared
 from data.realised import RealisedShares
+from data.row_examples import describe_examples
 from data.tokenizer import Tokenizer, fits_vocabulary
 from eval import goodput
 from eval.run_files import read_run
@@ -24,24 +27,26 @@ from launch.config import Recipe, RecipeError
 from launch.environment import describe_devices, git_state, library_versions
 from launch.origin import Origin, open_origin, size_mesh
 from launch.plan_table import describe_head, print_plan
-from launch.preparing import prepare_recipe
+from launch.preparing import prepare_recipe, print_notice
 from launch.recipe import check_same_run, recipe_tree, write_recipe
 from launch.runtime import lock_run_dir, set_up_process, use_mesh
 from launch.shared import check_alike, check_shared, print_waiting
 from launch.together import fail_together
 from model import transformer
 from model.attention_choice import choose_attention, platform_in_use
-from model.checkpoint import newest_step
 from model.config import ModelConfig
 from model.parallel import check_divisible, sharded_sizes, ways
+from train.beginning import Beginning, find_beginning
 from train.config import TrainConfig
 from train.held_out import HeldOutJob
 from train.hosts import is_first, share_of_batch, tell_all
-from train.loop import Outcome, TrainJob, head_positions, run_training
+from train.job import Outcome, TrainJob, head_positions
+from train.loop import run_training
 from train.metrics import read_metrics
 from train.mfu import make_utilisation
 from train.optim import check_patterns, make_schedule
 from train.progress import show_progress
+from train.stage import Stage
 from train.step import StepSpec
 from train.trackers import check_trackers
 
@@ -59,35 +64,42 @@ def run_train(recipe: Recipe, *, recipe_name: str, console: Console, flags: Flag
     cluster = detect_cluster(flags, os.environ)
     if cluster is not None:
         join(cluster)
-    with fail_together():
+    stage = Stage()
+    with fail_together(stage=stage, stalled_after_s=recipe.train.stalled_after_s):
         if cluster is not None and is_first():
             console.print(f"[bold]{describe(cluster)}[/]", highlight=False, soft_wrap=True)
-        outcome = _run(recipe, recipe_name, console if is_first() else Console(quiet=True))
+        outcome = _run(recipe, recipe_name, console if is_first() else Console(quiet=True), stage)
     if is_first():
         _say_outcome(outcome, Path(recipe.run.dir), console)
     return 0 if outcome.finished else EXIT_STOPPED
 
 
-def _run(recipe: Recipe, recipe_name: str, console: Console) -> Outcome:
+def _run(recipe: Recipe, recipe_name: str, console: Console, stage: Stage) -> Outcome:
     run_dir = Path(recipe.run.dir)
     if is_first():
         check_trackers(recipe.train.trackers)
-    with use_mesh(size_mesh(recipe, jax.device_count())) as mesh:
+    with use_mesh(size_mesh(recipe, jax.device_count())) as mesh, contextlib.ExitStack() as held:
+        # A run that never starts claims no directory: one that is there is held from here on, a new one further down.
+        is_there = run_dir.is_dir()
+        if is_first() and is_there:
+            held.enter_context(lock_run_dir(run_dir))
+        beginning = find_beginning(run_dir)
         origin = open_origin(recipe)
         check_sizes(recipe, origin.cfg, mesh)
-        with lock_run_dir(run_dir) if is_first() else contextlib.nullcontext():
-            check_shared(recipe)
-            prepared = _prepare(recipe, origin, console)
-            job = make_job(recipe, origin, prepared)
-            check_alike(job)
-            if newest_step(run_dir) is None:
-                print_plan(prepared.plan.summary, job, mesh, console)
-            if job.held_out is not None:
-                console.print(describe_held_out(job.held_out), highlight=False, markup=False)
-            console.print(make_utilisation(job.spec, job.train).describe(), highlight=False, markup=False)
-            outcome = _train(recipe, prepared, job, console)
-            if is_first():
-                write_run_card(recipe, prepared, job, outcome, recipe_name)
+        if is_first() and not is_there:
+            held.enter_context(lock_run_dir(run_dir))
+        check_shared(recipe)
+        prepared = _prepare(recipe, origin, console)
+        job = make_job(recipe, origin, prepared)
+        check_alike(job)
+        if beginning.newest is None:
+            print_plan(prepared.plan.summary, job, mesh, console)
+        if job.held_out is not None:
+            console.print(describe_held_out(job.held_out), highlight=False, markup=False)
+        console.print(make_utilisation(job.spec, job.train).describe(), highlight=False, markup=False)
+        outcome = _train(recipe, prepared, job, console, beginning, stage)
+        if is_first():
+            write_run_card(recipe, prepared, job, outcome, recipe_name)
     return outcome
 
 
@@ -197,6 +209,7 @@ def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
         load_params=origin.load,
         held_out=make_held_out(recipe, prepared),
         shares_after=RealisedShares(prepared.dataset, plan).after,
+        describe_row=functools.partial(describe_examples, prepared.dataset, plan, prepared.tokenizer),
     )
 
 
@@ -275,7 +288,9 @@ def _describe_goodput(run_dir: Path) -> dict[str, Any] | None:
     return {"share": round(found.share, 4), "wall_s": round(found.wall_s, 2), **seconds}
 
 
-def _train(recipe: Recipe, prepared: Prepared, job: TrainJob, console: Console) -> Outcome:
+def _train(
+    recipe: Recipe, prepared: Prepared, job: TrainJob, console: Console, beginning: Beginning, stage: Stage
+) -> Outcome:
     def open_batches(first_row: int):
         spec = job.spec.axes.spec("batch", None)
         share = share_of_batch(jax.sharding.get_mesh(), spec, rows=recipe.train.batch_rows)
@@ -290,14 +305,23 @@ def _train(recipe: Recipe, prepared: Prepared, job: TrainJob, console: Console) 
             write_recipe(recipe, job.run_dir / "recipe.yaml")
         for path in outcome.set_aside:
             console.print(f"[bold yellow]half written[/] checkpoint {path.name} set aside in {path}", soft_wrap=True)
+        for path, what in outcome.damaged:
+            warn(f"damaged checkpoint set aside in {path}: {what}")
+        if outcome.is_unverified:
+            print_notice(f"checkpoint {outcome.resumed_from} has no checksums: it could not be verified", console)
         if outcome.resumed_from is not None:
             row = outcome.resumed_from * recipe.train.batch_rows
             console.print(f"[bold]resumed[/] from checkpoint {outcome.resumed_from}; the next global row is {row}")
 
+    def warn(text: str) -> None:
+        console.print(Text("warning ", "bold yellow").append(text, "not bold default"), soft_wrap=True)
+
     with show_progress(
-        start=newest_step(job.run_dir) or 0, steps=job.steps, every=job.train.log_every, console=console
+        start=beginning.newest or 0, steps=job.steps, every=job.train.log_every, console=console
     ) as show:
-        return run_training(job, open_batches=open_batches, show=show, on_start=on_start)
+        return run_training(
+            job, open_batches=open_batches, show=show, on_start=on_start, beginning=beginning, stage=stage, say=warn
+        )
 
 
 def _busy_seconds(records: list[dict[str, Any]]) -> float:

@@ -13,6 +13,7 @@ import jax
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
+from model.checksums import find_damage
 from model.transformer import Params
 
 FORMAT = 2
@@ -102,6 +103,7 @@ def read_meta(checkpoint: CheckpointPath) -> dict[str, Any]:
 
     Raises CheckpointError when it cannot be read or was written in a format this version does not know.
     """
+    _check_files(checkpoint.path, "meta")
     meta = load_items(checkpoint.path, {"meta": None})["meta"]
     if meta.get("format") != FORMAT:
         raise CheckpointError(
@@ -114,10 +116,11 @@ def read_meta(checkpoint: CheckpointPath) -> dict[str, Any]:
 def load_params(checkpoint: CheckpointPath, abstract_params: Params, *, weights: Weights = "params") -> Params:
     """The parameters, placed as `abstract_params` says: its mesh need not be the one they were trained on.
 
-    Raises CheckpointError naming the first parameter whose shape differs from what the model config asks for, and what
-    `check_weights` does.
+    Raises CheckpointError naming the first file that is not as it was written, or the first parameter whose shape
+    differs from what the model config asks for, and what `check_weights` does.
     """
     check_weights(checkpoint.path, weights)
+    _check_files(checkpoint.path, weights)
     return load_items(checkpoint.path, {weights: abstract_params})[weights]
 
 
@@ -158,6 +161,31 @@ _HOLDS = {
     ),
 }
 """Items of arrays, what one that does not fit is said to hold, and what is said of what was asked for."""
+
+
+def find_unreadable(step_dir: Path) -> str | None:
+    """What of a complete checkpoint cannot be read, as far as that is seen without reading its arrays; else None.
+
+    For checkpoints without checksums.
+    """
+    try:
+        with checkpoint_context():
+            for item in ("data", "meta"):  # one by one: Orbax leaves the other half read when one fails
+                ocp.load_checkpointables(str(step_dir.resolve()), {item: None})
+            stored = ocp.checkpointables_metadata(str(step_dir.resolve())).metadata
+    except Exception as error:
+        return f"{type(error).__name__}: {str(error)[:300]}"
+    missing = [item for item in ("params", "opt_state") if stored.get(item) is None]
+    return f"no readable {missing[0]}" if missing else None
+
+
+def _check_files(step_dir: Path, item: str) -> None:
+    """Raises CheckpointError when a file of this item is damaged. One process looks for all."""
+    if jax.process_index() == 0 and (damage := find_damage(step_dir, {item})):
+        raise CheckpointError(
+            f"{step_dir} is damaged: {damage}. Restore that file, or use one of "
+            f"{_others(step_dir.parent.parent, but=step_dir.name)}"
+        )
 
 
 def _place(target: Any) -> Any:

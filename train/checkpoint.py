@@ -1,99 +1,22 @@
-"""Full checkpoints: save the items asynchronously, keep what the policy says, restore the newest."""
+"""Full checkpoints on disk: what is whole is found and restored, what is not is set aside and said."""
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
-from orbax.checkpoint import v1 as ocp
 
 from model.checkpoint import (
-    FORMAT,
     CheckpointError,
     check_weights,
-    checkpoint_context,
+    find_unreadable,
     list_steps,
     load_items,
     newest_step,
 )
-from train.config import CheckpointConfig
-from train.paths import overlay, restrict
+from model.checksums import find_damage, has_checksums
+from train.paths import restrict
 from train.state import TrainState
-
-
-class Saver:
-    """Writes checkpoints of one run. A context manager: leaving it waits for the last save.
-
-    `meta` is saved with every checkpoint; `data` is the one integer of data state, the next global row, and the hash
-    of the plan it indexes.
-    """
-
-    def __init__(self, run_dir: Path, config: CheckpointConfig, *, meta: dict[str, Any], plan_hash: str):
-        self._folder = run_dir.resolve() / "checkpoints"
-        self._config = config
-        self._meta = {"format": FORMAT, **meta}
-        self._plan_hash = plan_hash
-        policies = ocp.training.preservation_policies
-        # Any: Orbax's policies do not match its own protocols in its annotations.
-        keep: list[Any] = [policies.LatestN(config.keep_last)]
-        if config.keep_every:
-            keep.append(policies.EveryNSteps(config.keep_every))
-        if config.keep_initial:
-            keep.append(policies.CustomSteps([0]))
-        keep_any: Any = policies.AnyPreservationPolicy(keep)
-        always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
-        with checkpoint_context() as context:
-            self._checkpointer = ocp.training.Checkpointer(
-                str(self._folder),
-                context=context,
-                save_decision_policy=always,
-                preservation_policy=keep_any,
-                cleanup_tmp_directories=True,
-            )
-
-    def __enter__(self) -> "Saver":
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if error is not None and jax.process_count() > 1:
-            return  # the others do not come to what closing waits for: they are to be told first
-        try:
-            self._checkpointer.close()
-        except Exception as failure:
-            if error is None:
-                raise self._translate(failure) from failure
-
-    def is_due(self, step: int, *, last: int) -> bool:
-        """True if a state of this step should be saved by interval, as the first or as the last one."""
-        return step == last or (step % self._config.save_every == 0 and (step > 0 or self._config.keep_initial))
-
-    def save(self, state: TrainState, *, step: int, next_row: int) -> None:
-        """Starts saving; returns once the state has been copied, so that it may be donated. Waits for a save before it.
-
-        Raises CheckpointError when this or the previous save could not be written.
-        """
-        items = {
-            "params": state.params,
-            "opt_state": state.opt_state,
-            "data": {"next_row": next_row, "plan_hash": self._plan_hash},
-            "meta": {**self._meta, "step": step},
-        }
-        if state.ema is not None:  # whole, so that it is a model by itself
-            items["ema"] = overlay(state.params, state.ema)
-        try:
-            response = self._checkpointer.save_checkpointables_async(step, items)
-        except Exception as failure:
-            raise self._translate(failure) from failure
-        if response is None:
-            raise CheckpointError(f"step {step} was not saved: {self._folder} already holds it or a later step")
-
-    def _translate(self, failure: Exception) -> CheckpointError:
-        free_mb = shutil.disk_usage(self._folder).free / 1e6
-        return CheckpointError(
-            f"a checkpoint could not be written to {self._folder} ({type(failure).__name__}: {str(failure)[:300]}); "
-            f"{free_mb:.0f} MB are free there. Earlier checkpoints are intact: make room, then run the same command "
-            "again to go on from the newest"
-        )
 
 
 def set_aside_incomplete(run_dir: Path) -> list[Path]:
@@ -104,10 +27,38 @@ def set_aside_incomplete(run_dir: Path) -> list[Path]:
     moved = []
     shutil.rmtree(run_dir / "incomplete", ignore_errors=True)  # those of earlier kills: only the last is worth a look
     for path in list_steps(run_dir)[1]:
-        place = run_dir / "incomplete" / path.name
-        place.parent.mkdir(exist_ok=True)
-        moved.append(path.rename(place))
+        moved.append(_move_aside(path, run_dir / "incomplete"))
     return moved
+
+
+class Damaged(NamedTuple):
+    """A checkpoint that was not as it was written: where it is now, and what was wrong."""
+
+    path: str
+    what: str
+
+
+def find_whole(run_dir: Path) -> tuple[int | None, list[Damaged]]:
+    """The newest checkpoint whose every file is as it was written, and those newer ones that were not.
+
+    These are moved to `damaged/` first. One without checksums, whose save was cut short just before them or that an
+    earlier version wrote, passes if what describes it can be read: a damaged array of it is found by reading it.
+    """
+    damaged = []
+    for step in reversed(list_steps(run_dir)[0]):
+        path = run_dir / "checkpoints" / str(step)
+        what = find_damage(path) if has_checksums(path) else find_unreadable(path)
+        if what is None:
+            return step, damaged
+        damaged.append(Damaged(str(_move_aside(path, run_dir / "damaged")), what))
+    return None, damaged
+
+
+def _move_aside(path: Path, folder: Path) -> Path:
+    """Moves a checkpoint into a folder beside `checkpoints/`, under a name that is free there."""
+    folder.mkdir(exist_ok=True)
+    names = (path.name, *(f"{path.name}-{count}" for count in range(2, 1000)))
+    return path.rename(next(folder / name for name in names if not (folder / name).exists()))
 
 
 def check_disk(run_dir: Path, state: TrainState, *, copies: int) -> None:

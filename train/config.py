@@ -159,6 +159,34 @@ class CheckpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Also keep every step divisible by this."""
     keep_initial: bool = True
     """Save and keep step 0: the untrained model, which evaluation compares with."""
+    on_error: Literal["stop", "retry"] = "stop"
+    """What a save that fails (a full disk, a folder out of reach) does: `stop` the run with an error, or let it train
+    on and `retry`. The last state must be saved either way, or the run ends with an error."""
+    retry_every_s: Positive = 60.0
+    """With `retry`: seconds from a failed save to the next try; sooner where a save is due."""
+    max_failures: AtLeastOne = 20
+    """With `retry`: so many failed saves one after the other end the run with an error."""
+
+
+class NonFiniteConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What becomes of a step whose loss or gradient is NaN or infinite. Its update is never made."""
+
+    action: Literal["skip", "stop"] = "skip"
+    """`skip`: parameters and moments stay as they are, the next step has the next rows; `stop`: the run ends."""
+    max_in_a_row: AtLeastOne = 3
+    """So many of them one after the other end the run: then it is not the rows."""
+
+
+class SpikeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Skips a step whose loss or gradient norm is far above those before it. Source: OLMo-core, `SkipStepOptimizer`."""
+
+    sigma: Positive = 6.0
+    """Standard deviations above the mean of the window, from which a step is skipped. Source: the same."""
+    window: Annotated[int, msgspec.Meta(ge=2)] = 128
+    """Steps that mean and deviation are taken over, skipped spikes among them, so that a loss that stays high is taken
+    for the new level after a few steps. Before there are so many no step is skipped. Source: the same."""
+    max_in_a_row: AtLeastOne = 20
+    """So many of them one after the other end the run."""
 
 
 class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -203,6 +231,13 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """First and last step that is traced into RUN/profile, for xprof. A step with a new program includes compiling."""
     peak_flops_per_s: Positive | None = None
     """Of one device, the denominator of MFU. None: the published one, where there is one (`model.chips`)."""
+    non_finite: NonFiniteConfig = NonFiniteConfig()
+    """What becomes of steps whose loss or gradient is not finite."""
+    spikes: SpikeConfig | None = None
+    """Skip steps whose loss or gradient norm is far above the usual; None: make all of them."""
+    stalled_after_s: Positive | None = 1800.0
+    """A process that has been at one thing (loading a batch, a step, a save) for so many seconds has stalled, and the
+    run ends with an error that names it; four times as many to compile or restore. None: wait for ever."""
 
     def __post_init__(self):
         if (self.steps is None) == (self.epochs is None):

@@ -22,11 +22,13 @@ class RunningSums:
         self._gradient_X: np.ndarray | None = None
         self._tokens_X = np.zeros(len(self._names), np.int64)
 
-    def add(self, sums: GroupSums, tokens_X: np.ndarray) -> None:
-        """Adds those of a step: of its losses, and its real positions."""
+    def add(self, sums: GroupSums | None, tokens_X: np.ndarray) -> None:
+        """Adds those of a step: of its losses (None: it was skipped), and its real positions."""
+        self._tokens_X += tokens_X
+        if sums is None:
+            return
         self._loss_X += sums.loss_X
         self._weight_X += sums.weight_X
-        self._tokens_X += tokens_X
         if sums.gradient_X is not None:
             self._gradient_X = np.asarray(sums.gradient_X) + (0.0 if self._gradient_X is None else self._gradient_X)
 

@@ -69,6 +69,19 @@ def wait_for_all(name: str) -> None:
         store().wait_at_barrier(f"{PREFIX}{name}", FOREVER // datetime.timedelta(milliseconds=1))
 
 
+def agree(name: str, problem: str | None) -> str | None:
+    """The first problem that any process has, the same in each; None if none has one. Every process calls it alike,
+    with a name that is used once in a run.
+    """
+    if jax.process_count() == 1:
+        return problem
+    key = f"{PREFIX}agree/{name}"
+    if problem is not None:
+        store().key_value_set(f"{key}/{jax.process_index():06d}", f"process {jax.process_index()}: {problem}")
+    store().wait_at_barrier(f"{key}/all", FOREVER // datetime.timedelta(milliseconds=1))
+    return min(store().key_value_dir_get(f"{key}/"), default=(key, None))[1]
+
+
 @dataclasses.dataclass(frozen=True)
 class Share:
     """Which part of each global batch a process loads: the `index`-th of `count` equal parts."""
@@ -127,7 +140,7 @@ class Notes(NamedTuple):
     """What the processes tell each other with a step. Rows by device (D) before it; the sum, and all rows, after it."""
 
     counts: Int[Array, "D C"] | Int[Array, "C"]
-    """How many processes were told to stop, then tokens by language and by source id. In the row of a process's first
+    """How many processes say what `Told` has, then tokens by language and by source id. In the row of a process's first
     device."""
     flops: Float[Array, "D"] | Float[Array, ""]
     """What the model needs for the share's tokens."""
@@ -135,17 +148,24 @@ class Notes(NamedTuple):
     """One row a share: its index + 1, and its three digests. 0: the row of a device that has nothing to say."""
 
 
-def write_notes(facts: BatchFacts, share: Share, *, is_stopping: bool) -> Notes:
+class Told(NamedTuple):
+    """What any process of a run has said with a step."""
+
+    stops: bool = False
+    saves: bool = False
+
+
+def write_notes(facts: BatchFacts, share: Share, told: Told) -> Notes:
     """This process's notes on the mesh in use."""
     mesh = jax.sharding.get_mesh()
     local = len(mesh.local_devices)
     tokens = np.concatenate([facts.tokens_R, facts.tokens_S])
-    counts_DC = np.zeros((local, 1 + len(tokens)), np.int32)
+    counts_DC = np.zeros((local, len(told) + len(tokens)), np.int32)
     flops_D = np.zeros(local, np.float32)
     marks_DX = np.zeros((local, 4), np.uint32)
-    counts_DC[0, 0] = is_stopping
+    counts_DC[0, : len(told)] = told
     if share.speaks:
-        counts_DC[0, 1:] = tokens
+        counts_DC[0, len(told) :] = tokens
         flops_D[0] = facts.flops
         marks_DX[0] = (share.index + 1, *facts.crcs)
     sharding = jax.sharding.NamedSharding(mesh, jax.P(mesh.axis_names))
@@ -162,10 +182,12 @@ def spread_notes(notes: Notes) -> Notes:
     return Notes(jnp.sum(notes.counts, axis=0), jnp.sum(notes.flops), jax.sharding.reshard(notes.marks, jax.P()))
 
 
-def read_notes(notes: Notes, facts: BatchFacts, share: Share) -> tuple[BatchFacts, bool]:
-    """The facts of the global batch of which `facts` knows a share, and whether any process was told to stop."""
+def read_notes(notes: Notes, facts: BatchFacts, share: Share) -> tuple[BatchFacts, Told]:
+    """The facts of the global batch of which `facts` knows a share, and what the processes have said."""
     counts_C, flops, marks_DX = jax.device_get(notes)
-    tokens_R, tokens_S = np.split(counts_C[1:], [len(facts.tokens_R)])
+    said = len(Told._fields)
+    told = Told(*map(bool, counts_C[:said]))
+    tokens_R, tokens_S = np.split(counts_C[said:], [len(facts.tokens_R)])
     marks = sorted(tuple(map(int, row)) for row in marks_DX if row[0])
     crcs = [(tokens, targets, segments) for _, tokens, targets, segments in marks]
     assert [index for index, *_ in marks] == list(range(1, share.count + 1)), marks
@@ -178,4 +200,4 @@ def read_notes(notes: Notes, facts: BatchFacts, share: Share) -> tuple[BatchFact
         flops=float(flops),
         digest=join_digests(crcs, share_bytes=4 * facts.positions),
     )
-    return whole, bool(counts_C[0])
+    return whole, told

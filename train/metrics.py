@@ -1,6 +1,7 @@
 """Metrics of steps: device sums to means, once; `metrics.jsonl` and what trackers are told."""
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,17 +17,17 @@ from train.device_memory import MemoryUse, read_memory
 from train.digests import digest_share, join_digests
 from train.group_sums import RunningSums, scalars_of
 from train.loss import GroupSums, load_balance_loss, router_z_loss
-from train.step import StepMetrics
+from train.step import NON_FINITE, SPIKE, StepMetrics
 from train.timing import Split
 from train.trackers import Tracker
 
-
-class NonFiniteLossError(ValueError):
-    """The loss or gradient of a step is NaN or infinite; the message names the step and its rows."""
+VERDICTS = {NON_FINITE: "non_finite", SPIKE: "spike"}
+"""Why a step was skipped, as it is written."""
 
 
 NO_SOURCES = np.zeros(0, np.int64)
 NO_SPLIT = Split()
+NO_FACTS: dict[str, Any] = {}
 
 
 class BatchFacts(NamedTuple):
@@ -76,6 +77,8 @@ class StepRecord(NamedTuple):
     """None: the peak of the devices is not known."""
     memory: MemoryUse | None = None
     """Of the fullest device of this process; of some steps only."""
+    skipped: str | None = None
+    """Why its update was not made, a name of `VERDICTS`; None: it was."""
 
 
 def describe_batch(
@@ -156,7 +159,9 @@ class MetricsWriter:
         """Notes that a process begins (or resumes) after this step."""
         self._write({"kind": "start", "step": step, **facts})
 
-    def write_event(self, kind: str, step: int, facts: dict[str, Any], scalars: Mapping[str, float]) -> None:
+    def write_event(
+        self, kind: str, step: int, facts: dict[str, Any] = NO_FACTS, scalars: Mapping[str, float] = NO_FACTS
+    ) -> None:
         """Notes something that happened at a step and is no step: a save, a look at held-out rows."""
         self._write({"kind": kind, "step": step, **facts})
         self._track(step, scalars)
@@ -173,7 +178,7 @@ class MetricsWriter:
     ) -> StepRecord:
         """Waits for a step's metrics and writes them; `split` is the time from the end of the step before to its own.
 
-        Raises NonFiniteLossError, after writing, when the loss or gradient is not finite.
+        The losses of a skipped step stand in its own record and in no sum by language.
         """
         metrics = jax.device_get(metrics)
         weight = float(metrics.sums.weight_R.sum())
@@ -198,17 +203,12 @@ class MetricsWriter:
             flops=facts.flops,
             mfu=None if peak is None else facts.flops / (split.seconds * peak),
             memory=max(memory, key=lambda use: use.peak, default=None),
+            skipped=VERDICTS.get(int(metrics.verdict)) if metrics.verdict is not None else None,
         )
         self._write_record(record)
         if memory:
             self._write_memory(step, memory)
-        self._add_groups(step, metrics, facts)
-        if not np.isfinite([record.loss, record.grad_norm]).all():
-            raise NonFiniteLossError(
-                f"step {step}: loss {record.loss}, gradient norm {record.grad_norm}, on rows "
-                f"[{facts.first_row}, {facts.first_row + facts.rows}). An earlier state is in the newest checkpoint; "
-                "lower optim.learning_rate or raise optim.warmup_steps"
-            )
+        self._add_groups(step, metrics, facts, is_skipped=record.skipped is not None)
         return record
 
     def _write_record(self, record: StepRecord) -> None:
@@ -235,6 +235,7 @@ class MetricsWriter:
                 **({"compiled": True} if record.compiled else {}),
                 "rows": [record.first_row, record.first_row + record.rows],
                 "digest": record.digest,
+                **({"skipped": record.skipped} if record.skipped else {}),
             }
         )
         of_training = {name: getattr(record, name) for name in ("loss", "grad_norm", "learning_rate", "padding")}
@@ -245,11 +246,12 @@ class MetricsWriter:
         self._write({"kind": "memory", "step": step, "devices": [use._asdict() for use in memory]})
         self._track(step, {f"memory_gib/{use.of}": use.in_use / 2**30 for use in memory})
 
-    def _add_groups(self, step: int, metrics: StepMetrics, facts: BatchFacts) -> None:
+    def _add_groups(self, step: int, metrics: StepMetrics, facts: BatchFacts, *, is_skipped: bool) -> None:
         sums = metrics.sums
-        self._by_language.add(GroupSums(sums.loss_R, sums.weight_R, sums.gradient_R), facts.tokens_R)
+        of_languages = GroupSums(sums.loss_R, sums.weight_R, sums.gradient_R)
+        self._by_language.add(None if is_skipped else of_languages, facts.tokens_R)
         if sums.by_source is not None:
-            self._by_source.add(sums.by_source, facts.tokens_S)
+            self._by_source.add(None if is_skipped else sums.by_source, facts.tokens_S)
         self._first_step = step if self._first_step is None else self._first_step
         self._last_step = step
         self._rows_served = facts.first_row + facts.rows
@@ -286,7 +288,8 @@ class MetricsWriter:
         if self._file is None:
             return
         record = {"kind": record["kind"], "attempt": self._attempt, "time": round(time.time(), 3), **record}
-        self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        record = {key: _or_none(value) for key, value in record.items()}
+        self._file.write(json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n")
         self._file.flush()
 
 
@@ -296,6 +299,11 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
+
+
+def _or_none(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _beside_loss(record: StepRecord) -> dict[str, float]:

@@ -1,7 +1,8 @@
 """One update from one global batch: pure, microbatched by a scan, divided once by the global weight."""
 
 import dataclasses
-from typing import NamedTuple, cast
+import functools
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from model.config import ComputeConfig, ModelConfig
 from model.moe import RouterSums, add_sums, no_sums
 from model.parallel import AxisRules
 from train.chunked_loss import chunked_losses
-from train.config import LossConfig, RouterLossConfig
+from train.config import LossConfig, RouterLossConfig, SpikeConfig
 from train.loss import (
     LossSums,
     TokenLosses,
@@ -27,10 +28,15 @@ from train.loss import (
 )
 from train.noise import EMBEDDINGS, NoiseRows, add_noise, drop_entries, noise_rows
 from train.paths import overlay, split_frozen
+from train.spikes import SpikeHistory, WatchedState, is_spike
 from train.state import TrainState, next_ema
 
 NO_ROUTER_LOSS = RouterLossConfig()
 DEFAULT_LOSS = LossConfig()
+SOUND, NON_FINITE, SPIKE = 0, 1, 2
+"""Verdicts on a step; only a sound one changes parameters and moments."""
+MOVES_ON = (optax.ScaleByScheduleState, SpikeHistory)
+"""Parts of an optimizer's state that a skipped step changes too: the learning rate is that of the step's number."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,8 @@ class StepSpec:
     """0: no sums by source."""
     gradient_share: bool = False
     """Whether norms of gradients are summed by language and source."""
+    spikes: SpikeConfig | None = None
+    """If given, the optimizer is one of `train.spikes.watch_spikes`."""
 
     def __post_init__(self):
         if self.trains_router and not self.has_experts:
@@ -93,10 +101,22 @@ class StepMetrics(NamedTuple):
 
     sums: LossSums
     grad_norm: Float[Array, ""]
+    verdict: Int[Array, ""] | None = None
+    """SOUND, NON_FINITE or SPIKE."""
 
 
-def loss_sums(spec: StepSpec, params: transformer.Params, batch: Batch, noise: NoiseRows | None = None) -> LossSums:
-    """The loss of a batch (or microbatch) as sums by language, with logits made at trained positions only.
+class Losses(NamedTuple):
+    """The losses of the K positions of each row that may be trained, and what they belong to."""
+
+    tokens: TokenLosses
+    weight_BK: Float[Array, "B K"]
+    language_BK: Int[Array, "B K"]
+    source_BK: Int[Array, "B K"]
+    router: RouterSums | None
+
+
+def token_losses(spec: StepSpec, params: transformer.Params, batch: Batch, noise: NoiseRows | None = None) -> Losses:
+    """The losses of a batch (or microbatch) by position, with logits made at trained positions only.
 
     Both heads give the same: see `LossConfig`. `noise`: in training, for a spec that is noisy.
     """
@@ -117,14 +137,21 @@ def loss_sums(spec: StepSpec, params: transformer.Params, batch: Batch, noise: N
         losses = chunked_losses(
             spec.loss, spec.model, x_BKD, weight, targets_BK, weight_BK, has_norms=spec.gradient_share
         )
-    by_language = sums_by_group(losses, weight_BK, language_BK, spec.num_languages)
+    return Losses(losses, weight_BK, language_BK, source_BK, router if spec.has_experts else None)
+
+
+def loss_sums(spec: StepSpec, params: transformer.Params, batch: Batch, noise: NoiseRows | None = None) -> LossSums:
+    """The loss of a batch (or microbatch) as sums by language, and by source where the spec has sources."""
+    losses = token_losses(spec, params, batch, noise)
+    sum_by = functools.partial(sums_by_group, losses.tokens, losses.weight_BK)
+    by_language = sum_by(losses.language_BK, spec.num_languages)
     return LossSums(
         loss_R=by_language.loss_X,
         weight_R=by_language.weight_X,
-        router=router if spec.has_experts else None,
-        objective=losses.objective,
+        router=losses.router,
+        objective=losses.tokens.objective,
         gradient_R=by_language.gradient_X,
-        by_source=sums_by_group(losses, weight_BK, source_BK, spec.num_sources) if spec.num_sources else None,
+        by_source=sum_by(losses.source_BK, spec.num_sources) if spec.num_sources else None,
     )
 
 
@@ -254,14 +281,43 @@ def split_rows(x_BT: Array, parts: int) -> Array:
 def train_step(
     spec: StepSpec, tx: optax.GradientTransformation, state: TrainState, batch: Batch
 ) -> tuple[TrainState, StepMetrics]:
-    """The state after one update, and the batch's metrics before it."""
+    """The state after one step, and the batch's metrics before it.
+
+    One whose loss or gradient is not finite, or a spike, counts as a step and changes neither parameters nor moments.
+    """
     assert (state.ema is None) == (spec.ema_decay is None), "with_ema belongs to a spec with ema_decay"
     gradient, sums = mean_gradient(spec, state.params, batch, state.step)
-    trained, _ = split_frozen(state.params, spec.freeze)
-    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counts
-        updates, opt_state = tx.update(gradient, state.opt_state, trained)
-    trained = cast(transformer.Params, optax.apply_updates(trained, updates))
-    ema = None if spec.ema_decay is None else next_ema(state.ema, trained, decay=spec.ema_decay)
-    params = overlay(state.params, trained)
-    metrics = StepMetrics(sums=sums, grad_norm=optax.tree.norm(gradient))
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
+    loss = jnp.sum(sums.loss_R) / jnp.sum(sums.weight_R)
+    grad_norm = optax.tree.norm(gradient)
+    verdict = judge(spec, state.opt_state, loss, grad_norm)
+    told = {"loss": loss, "grad_norm": grad_norm} if spec.spikes else {}
+
+    def make(state: TrainState) -> TrainState:
+        trained, _ = split_frozen(state.params, spec.freeze)
+        with jax.numpy_dtype_promotion("standard"):  # optax raises floats to integer counts
+            updates, opt_state = tx.update(gradient, state.opt_state, trained, **told)
+        trained = cast(transformer.Params, optax.apply_updates(trained, updates))
+        ema = None if spec.ema_decay is None else next_ema(state.ema, trained, decay=spec.ema_decay)
+        return TrainState(state.step + 1, overlay(state.params, trained), opt_state, ema)
+
+    # A branch, not a choice between arrays: that would hold the old and the new moments at once.
+    state = jax.lax.cond(verdict == SOUND, make, lambda state: move_on(make(state), state), state)
+    return state, StepMetrics(sums=sums, grad_norm=grad_norm, verdict=verdict)
+
+
+def judge(spec: StepSpec, opt_state: Any, loss: Float[Array, ""], grad_norm: Float[Array, ""]) -> Int[Array, ""]:
+    """Whether a step is sound, from its mean loss and the norm of its gradient."""
+    verdict = jnp.int32(SOUND)
+    if spec.spikes is not None:
+        assert isinstance(opt_state, WatchedState), "a spec with spikes has an optimizer of watch_spikes"
+        verdict = jnp.where(is_spike(spec.spikes, opt_state.history, loss, grad_norm), jnp.int32(SPIKE), verdict)
+    return jnp.where(jnp.isfinite(loss) & jnp.isfinite(grad_norm), verdict, jnp.int32(NON_FINITE))
+
+
+def move_on(new: TrainState, old: TrainState) -> TrainState:
+    """The old state with the new one's count of steps and what else `MOVES_ON`."""
+
+    def pick(new: Any, old: Any) -> Any:
+        return new if isinstance(new, MOVES_ON) else old
+
+    return jax.tree.map(pick, new, old, is_leaf=lambda node: isinstance(node, MOVES_ON))._replace(step=new.step)

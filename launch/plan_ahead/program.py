@@ -19,7 +19,7 @@ from model.chips import GIB
 from model.config import ModelConfig
 from model.parallel import ways
 from train.config import OptimConfig
-from train.loop import head_positions
+from train.job import head_positions
 from train.optim import make_optimizer
 from train.state import TrainState, abstract_state, with_ema
 from train.step import StepSpec, train_step

@@ -13,7 +13,7 @@ from launch.origin import open_origin
 from launch.train import make_job
 from model.parallel import MeshConfig, make_mesh
 from tests.bench.workload import prepare_workload, read_batches
-from train.loop import put_batch
+from train.hosts import put_batch
 from train.optim import make_optimizer, make_schedule
 from train.state import init_state
 from train.step import train_step

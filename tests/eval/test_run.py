@@ -24,8 +24,8 @@ from model.checkpoint import CheckpointError
 from model.config import ModelConfig
 from model.parallel import AxisRules, MeshConfig, make_mesh
 from model.transformer import init
-from train.checkpoint import Saver
 from train.config import CheckpointConfig
+from train.saver import Saver
 from train.state import TrainState
 
 ROOT = Path(__file__).parents[2]

@@ -1,17 +1,26 @@
 """`polytune` with a fault in one process that trains: `python -m tests.launch.faulty_train FAULT launch local ...`.
 
-FAULT is KIND:PROCESS:STEP.
+FAULT is KIND:PROCESS:STEP. For tests that need not wait as long as users would, processes count as silent after
+`SILENT_S`.
 """
 
+import functools
 import os
 import signal
 import sys
 import time
 
+import numpy as np
+
 import launch.cli
 import launch.local
 import launch.train
+import train.saver
 from data.schema import DataError
+from launch.together import fail_together
+from train.metrics import MetricsWriter
+
+SILENT_S = 10.0
 
 
 def make_fault(kind: str, step: int):
@@ -19,41 +28,67 @@ def make_fault(kind: str, step: int):
     make_batches = launch.train.make_batches
 
     def make(*arguments, **options):
-        batches = make_batches(*arguments, **options)
-        for number, batch in enumerate(batches, 1):
-            if number == step:
-                FAULTS[kind]()
-            yield batch
+        first = options["start_row"] // options["batch_rows"] + 1
+        for number, batch in enumerate(make_batches(*arguments, **options), first):
+            yield FAULTS[kind](batch) or batch if number == step else batch
 
     return make
 
 
-def _loader() -> None:
+def _loader(_batch) -> None:
     raise DataError("shard abc is damaged: row 7 is cut short; prepare again")
 
 
-def _bug() -> None:
+def _bug(_batch) -> None:
     raise KeyError("a bug")
 
 
-def _sigterm() -> None:
+def _sigterm(_batch) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _sigkill() -> None:
+def _sigkill(_batch) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _freeze() -> None:
+def _sigstop(_batch) -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def _freeze(_batch) -> None:
     time.sleep(3600)
 
 
-FAULTS = {"loader": _loader, "bug": _bug, "sigterm": _sigterm, "sigkill": _sigkill, "freeze": _freeze}
+def _nan(batch):
+    """The first trained position of its first row that has any weighs NaN."""
+    weight_BT = batch.loss_weight_BT.copy()
+    weight_BT[tuple(np.argwhere(weight_BT > 0)[0])] = np.nan
+    return batch._replace(loss_weight_BT=weight_BT)
+
+
+def _metrics(_batch) -> None:
+    def write(*_arguments, **_options):
+        raise OSError("metrics.jsonl: No space left on device")
+
+    MetricsWriter.write_step = write
+
+
+def _no_save(_batch) -> None:
+    """From now on this process cannot write into the folder of checkpoints, until it has failed twice."""
+    probe, failures = train.saver._probe, iter((True, True))
+    train.saver._probe = lambda folder: "the bucket is out of reach" if next(failures, False) else probe(folder)
+
+
+FAULTS = {
+    "loader": _loader, "bug": _bug, "sigterm": _sigterm, "sigkill": _sigkill, "sigstop": _sigstop, "freeze": _freeze,
+    "nan": _nan, "metrics": _metrics, "no_save": _no_save,
+}  # fmt: skip
 
 if __name__ == "__main__":
     fault = sys.argv[1]
     kind, process, step = fault.split(":")
     launch.local.PROGRAM = ("tests.launch.faulty_train", fault)
-    if os.environ.get("JAX_PROCESS_ID") == process:
+    launch.train.fail_together = functools.partial(fail_together, silent_s=SILENT_S)
+    if os.environ.get("JAX_PROCESS_ID", "0") == process:
         launch.train.make_batches = make_fault(kind, int(step))
     sys.exit(launch.cli.main(sys.argv[2:]))

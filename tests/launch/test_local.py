@@ -1,7 +1,6 @@
 """Real jobs of several processes on this machine: they train what one process trains, and end as one."""
 
 import os
-import random
 import shutil
 import signal
 import socket
@@ -17,9 +16,6 @@ import pytest
 from rich.console import Console
 from toy import TOLERANCE, assert_close_trees, copy_to_host, mesh_of
 
-from data.dataset import read_dataset
-from data.pipeline import make_batch
-from data.plan import read_plan
 from launch.config import RecipeError
 from launch.local import hold_port, make_environment, run_local, run_processes
 from launch.train import EXIT_STOPPED
@@ -27,8 +23,8 @@ from model.checkpoint import find_checkpoint, list_steps, load_params, read_meta
 from model.config import ModelConfig
 from model.parallel import AxisRules
 from model.transformer import abstract
-from tests.launch.jobs import BATCH_ROWS, local_command, run_job, start_job, write_recipe
-from train.metrics import describe_batch, read_metrics
+from tests.launch.jobs import BATCH_ROWS, local_command, run_job, write_recipe
+from train.metrics import read_metrics
 
 STEPS, SAVE_EVERY = 9, 3
 SAME = ("step", "weight", "learning_rate", "tokens", "padding", "rows", "digest")
@@ -129,50 +125,6 @@ def test_sigterm_on_one_host_saves_one_step_on_all(tmp_path):
     assert "step 5 is saved" in output
     assert find_checkpoint(tmp_path / "run").step == 5
     assert [step["step"] for step in steps_of(tmp_path / "run")] == [1, 2, 3, 4, 5]
-
-
-def owed_digests(run_dir: Path) -> list[str]:
-    """Digest of the batch that the plan owes to each step."""
-    dataset, plan = read_dataset(run_dir / "plan" / "dataset"), read_plan(run_dir / "plan")
-    batches = [make_batch(dataset, plan, range(row, row + BATCH_ROWS)) for row in range(0, plan.rows, BATCH_ROWS)]
-    return [describe_batch(batch, first_row=0, num_languages=9).digest for batch in batches]
-
-
-def wait_for_step(process: subprocess.Popen, run_dir: Path, step: int) -> None:
-    until = time.monotonic() + 120
-    while process.poll() is None and max((it["step"] for it in steps_of(run_dir)), default=0) < step:
-        assert time.monotonic() < until, f"no step {step} in time"
-        time.sleep(0.01)
-
-
-@pytest.mark.slow
-def test_sigkills_of_the_whole_job_lose_and_repeat_no_batch(tmp_path):
-    """The log of global rows: each kept step was made on its own rows, once they are those the run goes on from."""
-    chance = random.Random()
-    seed = chance.randrange(2**32)
-    chance.seed(seed)
-    steps, run_dir = 60, tmp_path / "run"
-    command = local_command(write_recipe(tmp_path, steps=steps, save_every=4), 2)
-    kills = 0
-    for kill_step in sorted(chance.sample(range(2, 50), 3)):
-        with start_job(command) as job:
-            wait_for_step(job, run_dir, kill_step)
-            time.sleep(chance.uniform(0, 0.05))
-            kills += job.poll() is None
-    assert kills >= 2
-    run_job(command)
-    records, owed = read_metrics(run_dir), owed_digests(run_dir)
-    expected = 1
-    for record in records:
-        if record["kind"] == "start":
-            assert record["step"] < expected, f"rows were left out (seed {seed})"
-            expected = record["step"] + 1
-        elif record["kind"] == "step":
-            assert record["step"] == expected, f"step {expected} is not in the log (seed {seed})"
-            assert record["rows"] == [(expected - 1) * BATCH_ROWS, expected * BATCH_ROWS], f"seed {seed}"
-            assert record["digest"] == owed[expected - 1], f"another batch in step {expected} (seed {seed})"
-            expected += 1
-    assert expected == steps + 1
 
 
 def say(text: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The first failure of a run is the one that every process names."""
 
+import itertools
 import json
 import socket
 
@@ -7,7 +8,8 @@ import jax
 import pytest
 
 import launch.together as together
-from launch.together import ALIVE, FAILURE, Failure, _Watch, exit_code_of, fail_together
+from launch.together import ALIVE, FAILURE, Beat, Failure, Pace, _Watch, exit_code_of, fail_together
+from train.stage import Stage
 
 
 class FakeStore:
@@ -39,7 +41,11 @@ def watch(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     monkeypatch.setattr(together, "SUSPECT_S", 0.2)
     monkeypatch.setattr(together, "POLL_S", 0.05)
-    return _Watch(60)
+    return _Watch(60, Pace(Stage(), 1.0))
+
+
+def beat_of(watch, process, beat):
+    watch._store.values[f"{ALIVE}{process}"] = json.dumps(beat)
 
 
 OTHER = Failure(3, "node3", 2, "DataError: a shard is damaged")
@@ -64,16 +70,18 @@ def test_a_broken_connection_is_not_taken_for_the_failure_that_broke_it(watch):
 
 
 def test_a_process_that_went_without_a_word_is_named_once_a_connection_breaks(watch):
-    watch._store.values |= {f"{ALIVE}0": "7", f"{ALIVE}2": "9"}
-    dir_get = watch._store.key_value_dir_get
+    beat_of(watch, 0, Beat(7, "node0"))
+    beat_of(watch, 2, Beat(9, "node2", (17, 0), "loads the batch of step 17", 3.0))
+    dir_get, beats = watch._store.key_value_dir_get, itertools.count()
 
     def beating(prefix):
-        watch._store.values[f"{ALIVE}0"] += "."
+        beat_of(watch, 0, Beat(next(beats), "node0"))
         return dir_get(prefix)
 
     watch._store.key_value_dir_get = beating
     failure = watch._explain(jax.errors.JaxRuntimeError("Connection closed by peer"))
-    assert (failure.process, failure.code) == (2, 1)
+    assert (failure.process, failure.host, failure.code) == (2, "node2", 1)
+    assert "when last heard of, it loads the batch of step 17, for 3 s by now" in failure.what
     assert "killed, out of memory, stopped, or its host is gone" in failure.what
 
 
@@ -81,6 +89,41 @@ def test_an_error_of_the_accelerator_is_its_own_when_all_others_live(watch):
     failure = watch._explain(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"))
     assert failure.process == 1
     assert failure.what == "JaxRuntimeError: RESOURCE_EXHAUSTED: out of memory"
+
+
+def test_of_a_hung_job_the_process_that_is_behind_is_named_not_one_that_waits_for_it(watch):
+    """All sit in a collective but process 2, whose loader hangs: those that wait reach their limit first."""
+    beat_of(watch, 0, Beat(5, "node0", (19, 2), "computes step 18", 61.0, True))
+    beat_of(watch, 1, Beat(5, "node1", (19, 2), "computes step 18", 61.0, True))
+    beat_of(watch, 2, Beat(5, "node2", (18, 0), "loads the batch of step 18", 60.0, False))
+    beat_of(watch, 3, Beat(5, "node3"))
+    assert watch._find_silent(60) is None
+    failure = watch._find_stalled()
+    assert (failure.process, failure.host, failure.code, failure.has_stalled) == (2, "node2", 1, True)
+    assert "it loads the batch of step 18, for 60 s by now; meanwhile process 0 computes step 18" in failure.what
+    beat_of(watch, 0, Beat(6, "node0", (19, 2), "computes step 18", 2.0))
+    beat_of(watch, 1, Beat(6, "node1", (19, 2), "computes step 18", 2.0))
+    assert watch._find_silent(60) is None
+    assert watch._find_stalled() is None
+
+
+def test_a_process_that_compiles_may_take_four_times_as_long(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    stage = Stage()
+    pace = Pace(stage, 10.0)
+    assert not pace.beat(1).is_stalled
+    stage.dispatches(1, compiles=True)
+    now[0] += 39
+    assert not pace.beat(2).is_stalled
+    now[0] += 2
+    assert (pace.beat(3).what, pace.beat(3).is_stalled) == ("compiles step 1", True)
+    stage.loads(2)
+    now[0] += 11
+    assert pace.beat(4).is_stalled
+    assert not Pace(stage, None).beat(4).is_stalled
+    stage.ends()
+    assert not pace.beat(5).is_stalled
 
 
 @pytest.mark.parametrize(

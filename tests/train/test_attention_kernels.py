@@ -11,7 +11,7 @@ from toy import AXES, LANGUAGES, TOY, assert_close_trees, copy_to_host, lay_out,
 from model.config import ComputeConfig, LayerKind
 from model.parallel import MeshConfig
 from model.transformer import init
-from train.loop import put_batch
+from train.hosts import put_batch
 from train.step import StepSpec, mean_gradient
 
 EXAMPLES = make_examples(80)

@@ -30,7 +30,7 @@ from model.config import ComputeConfig, DynamicScaling, LayerKind, RopeConfig
 from model.parallel import MESH_AXES, MeshConfig, describe_axes
 from model.transformer import init
 from train.config import LossConfig
-from train.loop import put_batch
+from train.hosts import put_batch
 from train.optim import make_optimizer
 from train.step import StepSpec, loss_sums, mean_gradient, train_step
 

@@ -24,7 +24,7 @@ from model.hf.registry import families, read_model
 from model.parallel import MeshConfig, make_mesh
 from model.presets import resolve_mesh
 from model.transformer import init
-from train.loop import put_batch
+from train.hosts import put_batch
 from train.step import StepSpec, mean_gradient
 
 FOLDERS = Path(__file__).resolve().parents[1] / "golden" / "families"

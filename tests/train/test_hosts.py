@@ -8,6 +8,7 @@ from toy import AXES, lay_out, make_examples, mesh_of, pack_pairs
 from train.hosts import (
     Notes,
     Share,
+    Told,
     is_first,
     pick_share,
     read_notes,
@@ -63,9 +64,9 @@ def test_a_process_alone_loads_the_whole_batch(shape):
 def test_notes_come_back_as_the_facts_of_the_whole_batch(stopping):
     facts = describe_batch(BATCH, first_row=40, num_languages=4, num_sources=3, flops=1e15)
     with jax.set_mesh(mesh_of((4, 2))):
-        notes = write_notes(facts, Share(0, 1, True), is_stopping=stopping)
+        notes = write_notes(facts, Share(0, 1, True), Told(stops=stopping, saves=not stopping))
         spread = jax.jit(spread_notes)(notes)
-        assert spread.counts.shape == (8,)
+        assert spread.counts.shape == (9,)
         assert spread.marks.sharding.is_fully_replicated
     whole, told = read_notes(spread, facts, Share(0, 1, True))
     np.testing.assert_array_equal(whole.tokens_R, facts.tokens_R)
@@ -73,7 +74,7 @@ def test_notes_come_back_as_the_facts_of_the_whole_batch(stopping):
     assert whole.flops == pytest.approx(1e15)
     unlike = dict.fromkeys(("tokens_R", "tokens_S", "flops"))
     assert whole._replace(**unlike) == facts._replace(**unlike)
-    assert told is stopping
+    assert told == Told(stops=stopping, saves=not stopping)
 
 
 def test_the_facts_of_two_shares_are_those_of_the_batch():
@@ -82,7 +83,8 @@ def test_the_facts_of_two_shares_are_those_of_the_batch():
     whole = describe_batch(BATCH, first_row=8, num_languages=4, num_sources=3, flops=6.0)
     halves = [type(BATCH)(*(np.split(field_BT, 2)[half] for field_BT in BATCH)) for half in (0, 1)]
     facts = [describe_batch(half, first_row=8, num_languages=4, num_sources=3, flops=3.0) for half in halves]
-    counts = np.sum([[told, *half.tokens_R, *half.tokens_S] for told, half in zip((1, 0), facts, strict=True)], axis=0)
+    told = ((1, 0), (0, 0))
+    counts = np.sum([[*t, *half.tokens_R, *half.tokens_S] for t, half in zip(told, facts, strict=True)], axis=0)
     marks = np.array([[2, *facts[1].crcs], [0] * 4, [1, *facts[0].crcs], [0] * 4], np.uint32)
     for index in (0, 1):
         joined, told = read_notes(Notes(counts, np.float32(6), marks), facts[index], Share(index, 2, True))
@@ -90,8 +92,8 @@ def test_the_facts_of_two_shares_are_those_of_the_batch():
         np.testing.assert_array_equal(joined.tokens_S, whole.tokens_S)
         unlike = dict.fromkeys(("tokens_R", "tokens_S", "crcs"))
         assert joined._replace(**unlike) == whole._replace(**unlike)
-        assert told
+        assert told == Told(stops=True)
     with jax.set_mesh(mesh_of((4, 2))):
-        silent = write_notes(facts[0], Share(0, 2, False), is_stopping=False)
+        silent = write_notes(facts[0], Share(0, 2, False), Told())
         assert not np.asarray(silent.counts).any()
         assert not np.asarray(silent.marks).any() and not np.asarray(silent.flops).any()

@@ -1,8 +1,10 @@
 """The loop over a list of batches: what it computes, writes and saves, and that stopping changes nothing."""
 
+import dataclasses
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import jax
@@ -10,81 +12,39 @@ import msgspec
 import numpy as np
 import pytest
 from toy import (
-    AXES,
     LANGUAGES,
-    OPTIM,
     TOLERANCE,
-    TOY,
     assert_close_trees,
     assert_equal_trees,
-    copy_to_host,
-    lay_out,
-    make_examples,
     mesh_of,
     most_trained,
-    pack_pairs,
 )
 
 from data.held_out import HeldOutRows
-from model.checkpoint import find_checkpoint, list_steps, load_params, read_meta
-from model.config import ComputeConfig
-from model.transformer import abstract
-from train.checkpoint import Saver
-from train.config import CheckpointConfig, TrainConfig
+from model.checkpoint import CheckpointError, find_checkpoint, list_steps, read_meta
+from tests.train.toy_run import (
+    BATCHES,
+    MOST,
+    STEPS,
+    make_job,
+    open_batches,
+    run,
+    saved_params,
+    signal_at,
+    steps_of,
+)
+from train.config import CheckpointConfig
 from train.held_out import HeldOutJob
-from train.loop import TrainJob, check_batch, head_positions, run_training, stop_on_signals
-from train.metrics import NonFiniteLossError, read_metrics
-from train.step import StepSpec
+from train.job import head_positions
+from train.loop import check_batch, run_training, stop_on_signals
+from train.metrics import read_metrics
+from train.saver import Saver
 
-STEPS, ROWS = 10, 8
-BATCHES = [lay_out(pack_pairs(make_examples(2 * ROWS, seed=step))) for step in range(STEPS)]
-MOST = max(map(most_trained, BATCHES))
 GOLDEN = Path(__file__).parent.parent / "golden" / "ten_steps.json"
 MOVED = """ten steps of the toy model no longer give the losses of tests/golden/ten_steps.json.
 If the numbers were not meant to change, this is a bug: find the commit that moved them.
 If they were, say so in DECISIONS.md with the reason, and write the file anew:
     POLYTUNE_WRITE_GOLDEN=1 python -m pytest tests/train/test_loop.py -k golden"""
-
-
-def make_job(run_dir, *, save_every=4, most_trained_S=(MOST,) * 10, held_out=None):
-    return TrainJob(
-        run_dir=run_dir,
-        spec=StepSpec(
-            model=TOY, axes=AXES, compute=ComputeConfig(), num_languages=len(LANGUAGES),
-            most_trained=MOST,
-        ),
-        optim=OPTIM,
-        train=TrainConfig(
-            steps=STEPS, batch_rows=ROWS, log_every=5, trackers=(), profile=(3, 4), peak_flops_per_s=1e12
-        ),
-        checkpoint=CheckpointConfig(save_every=save_every),
-        seed=0,
-        languages=LANGUAGES,
-        plan_hash="plan",
-        most_trained_S=most_trained_S,
-        held_out=held_out,
-        meta={"model": msgspec.to_builtins(TOY)},
-    )  # fmt: skip
-
-
-def open_batches(first_row):
-    """A seek: the batches from a global row on."""
-    assert first_row % ROWS == 0
-    return iter(BATCHES[first_row // ROWS :])
-
-
-def run(run_dir, *, batches=open_batches, show=lambda record: None, **job):
-    run_dir.mkdir(exist_ok=True)
-    return run_training(make_job(run_dir, **job), open_batches=batches, show=show)
-
-
-def saved_params(run_dir):
-    return copy_to_host(load_params(find_checkpoint(run_dir), abstract(TOY, AXES)))
-
-
-def signal_at(step, number=signal.SIGTERM):
-    """A `show` that signals this process once it has seen the step."""
-    return lambda record: os.kill(os.getpid(), number) if record.step == step else None
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +60,6 @@ def whole_run(tmp_path_factory):
             1,
         )
         return run_dir, saved_params(run_dir)
-
-
-def steps_of(run_dir):
-    return [record for record in read_metrics(run_dir) if record["kind"] == "step"]
 
 
 def test_ten_golden_steps(whole_run):
@@ -123,7 +79,8 @@ def test_every_step_is_written_once_with_the_rows_it_was_made_on(whole_run):
     steps = [record for record in records if record["kind"] == "step"]
     assert [step["rows"] for step in steps] == [[8 * i, 8 * i + 8] for i in range(STEPS)]
     assert [step["weight"] for step in steps] == [float(batch.loss_weight_BT.sum()) for batch in BATCHES]
-    assert [record["kind"] for record in records] == [
+    assert [record["step"] for record in records if record["kind"] == "saved"] == [0, 4, 8, 10]
+    assert [record["kind"] for record in records if record["kind"] != "saved"] == [
         "start",
         "save",
         *["step"] * 4,
@@ -275,16 +232,59 @@ def test_metrics_are_written_while_the_next_step_runs(tmp_path, one_device):
     )
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, one_device):
-    def batches(first_row):
-        for step, batch in enumerate(open_batches(first_row), 1):
-            weight_BT = batch.loss_weight_BT
-            yield batch._replace(loss_weight_BT=np.where((step == 4) & (weight_BT > 0), np.float32(np.inf), weight_BT))
+def retrying(run_dir, **config):
+    run_dir.mkdir(exist_ok=True)
+    return dataclasses.replace(make_job(run_dir), checkpoint=CheckpointConfig(save_every=2, on_error="retry", **config))
 
-    with pytest.raises(NonFiniteLossError, match=r"step 4: loss nan.* rows \[24, 32\)"):
-        run(tmp_path / "run", batches=batches, save_every=2)
-    assert [step["step"] for step in steps_of(tmp_path / "run")] == [1, 2, 3, 4]
-    assert list_steps(tmp_path / "run")[0] == [0, 2]
+
+class Away:
+    """A `show` that takes the checkpoints' folder away, once an earlier step is saved, and puts it back."""
+
+    def __init__(self, run_dir, *, gone_at, back_at, saved):
+        self.folder, self.elsewhere = run_dir / "checkpoints", run_dir / "away"
+        self.gone_at, self.back_at, self.saved = gone_at, back_at, saved
+
+    def __call__(self, record):
+        if record.step == self.gone_at:
+            while not (self.folder / str(self.saved) / "checksums.json").exists():
+                time.sleep(0.01)
+            self.folder.rename(self.elsewhere)
+        if record.step == self.back_at:
+            self.elsewhere.rename(self.folder)
+
+
+def saves_of(run_dir):
+    return [(it["kind"], it["step"]) for it in read_metrics(run_dir) if it["kind"] in ("save_failed", "saved")]
+
+
+def test_a_run_trains_on_while_its_checkpoints_cannot_be_written(whole_run, tmp_path, one_device):
+    """Their folder is out of reach from step 3 to step 7, in which 4 and 6 are due; 8 is saved again, and so is 10."""
+    said, show = [], Away(tmp_path / "run", gone_at=3, back_at=7, saved=2)
+    outcome = run_training(retrying(tmp_path / "run"), open_batches=open_batches, show=show, say=said.append)
+    assert (outcome.step, outcome.finished) == (STEPS, True)
+    assert list_steps(tmp_path / "run") == ([0, 8, 10], [])
+    failed = [("save_failed", 4), ("save_failed", 6)]
+    assert saves_of(tmp_path / "run") == [("saved", 0), ("saved", 2), *failed, ("saved", 8), ("saved", 10)]
+    assert len(said) == 2 and all("could not be written" in text and "No such file" in text for text in said)
+    assert_equal_trees(saved_params(tmp_path / "run"), whole_run[1])
+
+
+def test_a_failed_save_is_tried_again_before_the_next_one_is_due(tmp_path, one_device):
+    show = Away(tmp_path / "run", gone_at=1, back_at=3, saved=0)
+    run_training(retrying(tmp_path / "run", retry_every_s=1e-3), open_batches=open_batches, show=show)
+    assert saves_of(tmp_path / "run")[:4] == [("saved", 0), ("save_failed", 2), ("saved", 3), ("saved", 4)]
+
+
+@pytest.mark.parametrize("action", ["stop", "retry"])
+def test_a_run_whose_last_state_cannot_be_saved_does_not_end_as_success(tmp_path, one_device, action):
+    show = Away(tmp_path / "run", gone_at=5, back_at=None, saved=0)
+    job = retrying(tmp_path / "run", retry_every_s=0.01, max_failures=3)
+    job = dataclasses.replace(job, checkpoint=msgspec.structs.replace(job.checkpoint, on_error=action, save_every=100))
+    message = {"stop": "could not be written", "retry": r"3 saves in a row have failed \(checkpoint.max_failures\)"}
+    with pytest.raises(CheckpointError, match=f"{message[action]}.*Earlier checkpoints are intact"):
+        run_training(job, open_batches=open_batches, show=show)
+    show.elsewhere.rename(show.folder)
+    assert list_steps(tmp_path / "run")[0] == [0]
 
 
 def test_a_second_interrupt_does_not_wait():

@@ -33,7 +33,9 @@ from model.parallel import MeshConfig
 from model.transformer import Noise, abstract, apply_hidden
 from train.checkpoint import restore_newest
 from train.config import CheckpointConfig, OptimConfig, TrainConfig
-from train.loop import TrainJob, put_batch, run_training
+from train.hosts import put_batch
+from train.job import TrainJob
+from train.loop import run_training
 from train.noise import add_noise, drop_entries, noise_rows
 from train.optim import make_optimizer
 from train.paths import list_paths, overlay, restrict, split_frozen

@@ -27,7 +27,7 @@ from model.config import ComputeConfig, ExpertsConfig, LayerKind
 from model.moe import RouterSums
 from model.parallel import MeshConfig, make_mesh
 from train.config import RouterLossConfig, TrainConfig
-from train.loop import put_batch
+from train.hosts import put_batch
 from train.loss import LossSums, load_balance_loss, router_z_loss
 from train.metrics import MetricsWriter, describe_batch, read_metrics
 from train.step import StepMetrics, StepSpec, loss_sums, mean_gradient, split_rows

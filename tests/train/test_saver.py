@@ -23,9 +23,10 @@ from model.checkpoint import (
     read_meta,
 )
 from model.transformer import abstract
-from train.checkpoint import Saver, check_disk, restore_newest, set_aside_incomplete
+from train.checkpoint import check_disk, find_whole, restore_newest, set_aside_incomplete
 from train.config import CheckpointConfig
 from train.optim import make_optimizer
+from train.saver import Saver
 from train.state import TrainState, abstract_state
 
 TX = make_optimizer(OPTIM, 10)
@@ -146,14 +147,62 @@ def test_a_truncated_array_file_is_an_error_that_names_the_checkpoint(run_copy, 
         restore(run_copy)
 
 
+def forget_checksums(run_dir):
+    """As an earlier version would have written the run."""
+    for path in (run_dir / "checkpoints").glob("*/checksums.json"):
+        path.unlink()
+
+
 @pytest.mark.parametrize("content", [b"", b'{"format": 2, "st', b"\xff"])
 def test_a_damaged_meta_is_an_error_that_names_the_checkpoint(run_copy, content):
     (run_copy / "checkpoints" / "20" / "meta" / "data.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"checkpoints/20 is damaged: meta/data.json has .* use one of \[0\]"):
+        read_meta(find_checkpoint(run_copy))
+    forget_checksums(run_copy)
     with pytest.raises(CheckpointError, match=r"checkpoints/20 could not be read"):
         read_meta(find_checkpoint(run_copy))
 
 
+def test_a_bit_that_has_flipped_in_the_weights_is_not_evaluated(run_copy, one_device):
+    """It would only show as a worse score."""
+    flip_a_bit(largest_file(run_copy / "checkpoints" / "20" / "params"))
+    with pytest.raises(CheckpointError, match=r"20 is damaged: params/.* holds other bytes than were written"):
+        load_params(find_checkpoint(run_copy), abstract(TOY, AXES))
+
+
+def largest_file(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_the_newest_whole_checkpoint_is_found_and_damaged_ones_are_set_aside(run_copy, one_device):
+    flip_a_bit(largest_file(run_copy / "checkpoints" / "20" / "opt_state"))
+    newest, [(path, what)] = find_whole(run_copy)
+    assert (newest, path) == (0, str(run_copy / "damaged" / "20"))
+    assert "opt_state/" in what
+    assert list_steps(run_copy) == ([0], [])
+    (run_copy / "checkpoints" / "0" / "data" / "data.json").unlink()
+    newest, [(path, what)] = find_whole(run_copy)
+    assert (newest, what) == (None, "data/data.json is missing")
+
+
+@pytest.mark.parametrize("cut", ["data/data.json", "opt_state/_METADATA", "params/_METADATA"])
+def test_a_checkpoint_without_checksums_passes_if_what_describes_it_can_be_read(run_copy, cut, one_device):
+    """It was killed between commit and checksums, or an earlier version wrote it."""
+    forget_checksums(run_copy)
+    assert find_whole(run_copy) == (20, [])
+    (run_copy / "checkpoints" / "20" / cut).write_bytes(b"{")
+    newest, [(path, _)] = find_whole(run_copy)
+    assert (newest, path) == (0, str(run_copy / "damaged" / "20"))
+
+
 def test_a_format_of_another_version_is_refused(run_copy):
+    forget_checksums(run_copy)
     path = run_copy / "checkpoints" / "20" / "meta" / "data.json"
     path.write_text(path.read_text().replace('"format": 2', '"format": 9'))
     with pytest.raises(CheckpointError, match="format 9; this version reads 2"):

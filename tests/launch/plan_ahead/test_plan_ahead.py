@@ -32,7 +32,8 @@ from model.chips import CHIPS, GIB
 from model.config import ComputeConfig, ExpertsConfig, LayerKind, ModelConfig
 from model.flops import used_parameters
 from train.config import CheckpointConfig
-from train.loop import TrainJob, run_training
+from train.job import TrainJob
+from train.loop import run_training
 
 TINY = {
     "run": {"dir": "runs/tiny"},

@@ -1,0 +1,259 @@
+"""Writes the checkpoints of a run, asynchronously, with checksums; tells of what was saved and of what failed."""
+
+import contextlib
+import functools
+import os
+import shutil
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from model.checkpoint import FORMAT, CheckpointError, checkpoint_context, list_steps
+from model.checksums import write_checksums
+from train.config import CheckpointConfig
+from train.hosts import agree, is_first
+from train.paths import overlay
+from train.state import TrainState
+
+
+class SaveEvent(NamedTuple):
+    """A checkpoint that is whole by now, or a save that has failed."""
+
+    step: int
+    error: str | None = None
+    """What went wrong; None: the checkpoint is whole."""
+    notice: str | None = None
+    """Of a checkpoint that is whole and yet lacks something."""
+
+
+class Saver:
+    """Writes checkpoints of one run. A context manager: leaving it waits for the last save.
+
+    `meta` is saved with every checkpoint; `data` is the one integer of data state, the next global row, and the hash
+    of the plan it indexes. With several processes all call `save` and `save_last` alike, and agree there on whether the
+    save before has failed.
+    """
+
+    def __init__(self, run_dir: Path, config: CheckpointConfig, *, meta: dict[str, Any], plan_hash: str):
+        self._folder = run_dir.resolve() / "checkpoints"
+        self._config = config
+        self._meta = {"format": FORMAT, **meta}
+        self._plan_hash = plan_hash
+        self._checkpointer: ocp.training.Checkpointer | None = _open(self._folder, config)
+        self._writing: _Writing | None = None
+        self._agreed = 0
+        self._failures = 0
+        self._failed_at = 0.0
+        self._last_error = ""
+        self._events: list[SaveEvent] = []
+
+    def __enter__(self) -> "Saver":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is not None and jax.process_count() > 1:
+            return  # the others do not come to what closing waits for: they are to be told first
+        try:
+            self._settle()
+            if self._checkpointer is not None:
+                self._checkpointer.close()
+        except Exception as failure:
+            if error is not None:
+                return
+            if isinstance(failure, CheckpointError):
+                raise
+            raise _final(_explain(failure, self._folder)) from failure
+
+    def is_due(self, step: int, *, last: int) -> bool:
+        """True if a state of this step should be saved by interval, as the first or as the last one."""
+        return step == last or (step % self._config.save_every == 0 and (step > 0 or self._config.keep_initial))
+
+    def wants_retry(self) -> bool:
+        """Whether a save has failed in this process and it is time to try again, before the next one is due."""
+        return self._failed_at > 0 and time.monotonic() - self._failed_at >= self._config.retry_every_s
+
+    def take_events(self) -> list[SaveEvent]:
+        """What has happened to saves since the last call; cheap, to be called every step.
+
+        Raises CheckpointError for a save that failed in this process, unless the recipe says to retry.
+        """
+        if self._writing is not None and not self._writing.is_alive():
+            if jax.process_count() == 1:
+                self._settle()
+            elif (error := self._writing.error) is not None:
+                if self._config.on_error == "stop":
+                    raise _final(error)
+                self._failed_at = self._failed_at or time.monotonic()
+            else:
+                self._tell_saved(self._writing)
+        events, self._events = self._events, []
+        return events
+
+    def save(self, state: TrainState, *, step: int, next_row: int) -> None:
+        """Starts saving; returns once the state has been copied, so that it may be donated. Waits for a save before it.
+
+        Raises CheckpointError when this or the previous save could not be written, unless the recipe says to retry.
+        """
+        self._settle()
+        if (problem := self._agree(_probe(self._folder))) is not None:
+            self._fail(step, problem)
+            return
+        items = {
+            "params": state.params,
+            "opt_state": state.opt_state,
+            "data": {"next_row": next_row, "plan_hash": self._plan_hash},
+            "meta": {**self._meta, "step": step},
+        }
+        if state.ema is not None:  # whole, so that it is a model by itself
+            items["ema"] = overlay(state.params, state.ema)
+        try:
+            if self._checkpointer is None:
+                self._checkpointer = _open(self._folder, self._config)
+            response = self._checkpointer.save_checkpointables_async(step, items)
+        except Exception as failure:
+            self._writing = _Writing(step, self._folder, functools.partial(_raise, failure))
+        else:
+            if response is None:
+                raise CheckpointError(f"step {step} was not saved: {self._folder} already holds it or a later step")
+            self._writing = _Writing(step, self._folder, response.result)
+        self._writing.start()
+
+    def save_last(self, state: TrainState, *, step: int, next_row: int, patient: bool) -> None:
+        """Saves and waits until the checkpoint is whole; tries again as the recipe says, if there is time (`patient`).
+
+        Raises CheckpointError when it could not be written.
+        """
+        self.save(state, step=step, next_row=next_row)
+        self._settle()
+        while self._failures:
+            if not patient:
+                raise _final(f"step {step} is not saved, and the run was told to stop: {self._last_error}")
+            time.sleep(self._config.retry_every_s)
+            self.save(state, step=step, next_row=next_row)
+            self._settle()
+
+    def _settle(self) -> None:
+        """Waits for the save that is being written, and agrees with the other processes on how it ended."""
+        if self._writing is None:
+            return
+        writing, self._writing = self._writing, None
+        writing.join()
+        error = self._agree(writing.error)
+        if error is not None:
+            self._fail(writing.step, error)
+        else:
+            self._failures, self._failed_at = 0, 0.0
+            self._tell_saved(writing)
+
+    def _tell_saved(self, writing: "_Writing") -> None:
+        """Once: of several processes each finds the checkpoint whole before all of them agree that it is."""
+        if not writing.is_told:
+            writing.is_told = True
+            self._events.append(SaveEvent(writing.step, notice=writing.notice))
+
+    def _agree(self, problem: str | None) -> str | None:
+        self._agreed += 1
+        return agree(f"save-{self._agreed}", problem)
+
+    def _fail(self, step: int, error: str) -> None:
+        """Clears away what a failed save has left; raises CheckpointError unless the recipe says to retry."""
+        self._failures += 1
+        self._failed_at = time.monotonic()
+        self._last_error = error
+        self._events.append(SaveEvent(step, error=error))
+        # A checkpointer goes on to count the step that failed: the next save has a new one, which reads the folder.
+        if self._checkpointer is not None:
+            with contextlib.suppress(Exception):
+                self._checkpointer.close()
+            self._checkpointer = None
+        if is_first():
+            with contextlib.suppress(OSError):  # out of reach: what is left there is cleared away by the next save
+                for path in list_steps(self._folder.parent)[1]:
+                    shutil.rmtree(path, ignore_errors=True)
+        if self._config.on_error == "stop":
+            raise _final(error)
+        if self._failures >= self._config.max_failures:
+            raise _final(f"{self._failures} saves in a row have failed (checkpoint.max_failures): {error}")
+
+
+class _Writing(threading.Thread):
+    """Waits for one save to be committed, then writes its checksums; `error` says why it was not."""
+
+    def __init__(self, step: int, folder: Path, wait: Any):
+        super().__init__(name=f"polytune-save-{step}", daemon=True)
+        self.step = step
+        self.error: str | None = None
+        self.notice: str | None = None
+        self.is_told = False
+        self._folder = folder
+        self._wait = wait
+
+    def run(self) -> None:
+        try:
+            self._wait()
+        except Exception as failure:
+            self.error = _explain(failure, self._folder)
+            return
+        if not is_first():
+            return
+        try:
+            write_checksums(self._folder / str(self.step))
+        except OSError as failure:
+            if (self._folder / str(self.step)).exists():  # a later save may have made room of it already
+                self.notice = f"its checksums could not be written: {failure}"
+
+
+def _open(folder: Path, config: CheckpointConfig) -> ocp.training.Checkpointer:
+    policies = ocp.training.preservation_policies
+    # Any: Orbax's policies do not match its own protocols in its annotations.
+    keep: list[Any] = [policies.LatestN(config.keep_last)]
+    if config.keep_every:
+        keep.append(policies.EveryNSteps(config.keep_every))
+    if config.keep_initial:
+        keep.append(policies.CustomSteps([0]))
+    keep_any: Any = policies.AnyPreservationPolicy(keep)
+    always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
+    with checkpoint_context() as context:
+        return ocp.training.Checkpointer(
+            str(folder),
+            context=context,
+            save_decision_policy=always,
+            preservation_policy=keep_any,
+            cleanup_tmp_directories=True,
+        )
+
+
+def _probe(folder: Path) -> str | None:
+    """Why nothing can be written into the folder, seen by writing a small file; None if it can."""
+    path = folder / f".probe-{jax.process_index()}"
+    try:
+        with path.open("wb") as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())
+        path.unlink()
+    except OSError as failure:
+        return _explain(failure, folder)
+    return None
+
+
+def _explain(failure: Exception, folder: Path) -> str:
+    try:
+        room = f"; {shutil.disk_usage(folder).free / 1e6:.0f} MB are free there"
+    except OSError:
+        room = ""
+    return f"a checkpoint could not be written to {folder} ({type(failure).__name__}: {str(failure)[:600]}){room}"
+
+
+def _final(error: str) -> CheckpointError:
+    return CheckpointError(
+        f"{error}. Earlier checkpoints are intact: make room, then run the same command again to go on from the newest"
+    )
+
+
+def _raise(failure: Exception) -> None:
+    raise failure
