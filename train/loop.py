@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -240,7 +241,9 @@ class _Pending(NamedTuple):
 
 def _advance(run: _Run, state: TrainState, next_row: int, batches: Iterator[Batch]) -> int:
     """Runs steps until the end or a stop request; returns the step whose state is saved."""
-    schedule: Any = make_schedule(run.job.optim, run.job.steps)
+    # All at once: asked between steps, a device would answer only after the step that it is busy with.
+    with jax.numpy_dtype_promotion("standard"):
+        rates_S = np.asarray(jax.vmap(make_schedule(run.job.optim, run.job.steps))(jnp.arange(run.job.steps)))
     stage, last = run.stage, run.job.steps
     is_alone = jax.process_count() == 1
     compiled: dict[int, Callable[..., Any]] = {}
@@ -251,7 +254,7 @@ def _advance(run: _Run, state: TrainState, next_row: int, batches: Iterator[Batc
         jax.block_until_ready(pending.metrics)
         stage.writes(pending.step, ahead=ahead)
         ended = time.monotonic() if ended is None else ended
-        return _write(run, pending, ended, learning_rate=float(schedule(pending.step - 1)), params=state.params)
+        return _write(run, pending, ended, learning_rate=float(rates_S[pending.step - 1]), params=state.params)
 
     pending: _Pending | None = None
     for step in range(int(state.step) + 1, last + 1):
