@@ -142,9 +142,10 @@ def test_a_run_that_is_killed_and_stopped_at_random_ends_as_if_it_had_never_been
     for leg in draw_legs(chance):
         began = time.monotonic()
         run_leg(leg, recipe, run_dir, chance)
-        last, saved = len(steps_of(run_dir)) and steps_of(run_dir)[-1]["step"], list_steps(run_dir)
-        took = time.monotonic() - began
-        print(f"{leg} -> step {last}, saved {saved[0]}, half written {len(saved[1])}, {took:.0f} s", flush=True)
+        last, (complete, incomplete) = max((it["step"] for it in steps_of(run_dir)), default=0), list_steps(run_dir)
+        how = f"{leg.signal.name} of {'all' if leg.whole else 'one'} of {leg.processes}"
+        took = f"{len(incomplete)} half written, {time.monotonic() - began:.0f} s"
+        print(f"{how}: at step {last}, newest whole {max(complete, default=None)}, {took}", flush=True)
     run_job(local_command(recipe, 4))
     losses, wanted = audit(run_dir), audit(whole)
     assert BATCH_ROWS == 8

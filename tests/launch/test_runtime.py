@@ -58,7 +58,7 @@ def test_the_compilation_cache_is_where_the_environment_says(monkeypatch, tmp_pa
     assert cache_dir() == tmp_path
     set_up_process()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "xla")
-    assert logging.getLogger("absl").level == logging.ERROR
+    assert logging.getLogger("absl").level == logging.CRITICAL
     monkeypatch.delenv("POLYTUNE_CACHE")
     assert cache_dir() == Path.home() / ".cache" / "polytune"
     monkeypatch.setenv("POLYTUNE_CACHE", "")

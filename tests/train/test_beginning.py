@@ -18,7 +18,7 @@ from train.state import TrainState
 def run_dir(tmp_path, one_device):
     """A run of one attempt that has saved steps 0, 5 and 10, and said so in its log."""
     state = TrainState(step=jnp.int32(0), params={"w": jnp.ones(3)}, opt_state=(jnp.ones(2),))
-    writer = MetricsWriter(tmp_path, attempt=1, languages=("",), language_every=9, tensorboard=False)
+    writer = MetricsWriter(tmp_path, attempt=1, languages=("",), language_every=9)
     writer.write_start(0, {})
     with Saver(tmp_path, CheckpointConfig(keep_last=2), meta={}, plan_hash="plan") as saver:
         for step in (0, 5, 10):

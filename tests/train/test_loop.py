@@ -25,6 +25,7 @@ from model.checkpoint import CheckpointError, find_checkpoint, list_steps, read_
 from tests.train.toy_run import (
     BATCHES,
     MOST,
+    ROWS,
     STEPS,
     make_job,
     open_batches,
