@@ -73,7 +73,7 @@ def test_a_command_line_that_is_none_exits_with_2(arguments, capsys):
         (["train", "dmeo"], "no recipe 'dmeo'; did you mean demo?"),
         (["train", "demo", "train.stepz=3"], "train.stepz: unknown key (value 3). Did you mean train.steps?"),
         (["preview", "[bold]no[/] \\[tag]"], "no recipe '[bold]no[/] \\\\[tag]'"),
-        (["train", "demo", "mesh.fsdp=3"], "mesh fsdp=3 expert=1 tensor=1 does not cover the 8 devices present"),
+        (["train", "demo", "mesh.fsdp=3"], "mesh data=1 fsdp=3 expert=1 sequence=1 tensor=1 does not cover the 8"),
         (
             ["train", "demo", "train.batch_rows=32", "train.microbatches=7"],
             "batch_rows=32 is not divisible by",

@@ -285,7 +285,8 @@ FREE = [
     "data.changed_plan=refuse", "train.log_every=3", "train.trackers=[]", "train.tracker_project=mine",
     "train.gradient_share=false", "train.profile=[2,3]", "train.peak_flops_per_s=1e12", "train.held_out_every=7",
     "data.held_out={sources: [{kind: cldr, languages: [sw]}], examples: 3}",
-    "train.microbatches=4", "train.loss.head=full", "train.loss.chunk=64",
+    "train.microbatches=4", "train.loss.head=full", "train.loss.chunk=64", "train.non_finite.action=stop",
+    "train.stalled_after_s=60",
 ]  # fmt: skip
 
 
@@ -293,7 +294,7 @@ def test_what_changes_no_result_may_change(tmp_path, recipe_file):
     write_recipe(load_recipe(recipe_file), tmp_path / "recipe.yaml")
     check_same_run(load_recipe(recipe_file, FREE), tmp_path)
     assert {override.split("=")[0].removesuffix(".dtype") for override in FREE} >= set(FREE_TO_CHANGE) - {
-        "compute", "mesh", "axes", "checkpoint",
+        "compute", "mesh", "axes", "checkpoint", "train.non_finite",
     }  # fmt: skip
 
 
