@@ -21,6 +21,7 @@ def cache_dir() -> Path:
 
 
 ACCELERATOR_PLUGINS = ("libtpu", "jax_cuda12_plugin", "jax_cuda13_plugin", "jax_rocm60_plugin", "jax_rocm7_plugin")
+THREADS_A_DEVICE = 4
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 
@@ -30,6 +31,7 @@ def set_up_process(*, keep_memory: bool = True) -> None:
 
     `keep_memory=False` for programs that hold a large model once and compute little: kept memory is never given back.
     """
+    give_devices_threads()
     if keep_memory:
         keep_freed_memory()
     logging.getLogger("jax._src.compiler").setLevel(logging.ERROR)
@@ -39,6 +41,18 @@ def set_up_process(*, keep_memory: bool = True) -> None:
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def give_devices_threads() -> None:
+    """Gives XLA several threads for each simulated CPU device, whatever the number of cores.
+
+    A device waits for the others with a thread in hand, and may wait in several places at once: the order of exchanges
+    that do not depend on one another is not fixed. With one thread a device, two devices that each wait for the other
+    somewhere else wait for ever (seen with two devices on two cores). To be called before the first computation.
+    """
+    devices = int(os.environ.get("JAX_NUM_CPU_DEVICES") or 1)
+    if is_cpu_only() and devices > 1:
+        os.environ.setdefault("NPROC", str(max(os.cpu_count() or 1, THREADS_A_DEVICE * devices)))
 
 
 def keep_freed_memory() -> None:

@@ -97,12 +97,11 @@ def sums_by_group(
 ) -> GroupSums:
     """Weighted loss, weight, and the norms of gradients where there are any, summed by group id."""
     member_BKX = jax.nn.one_hot(group_BK, groups, dtype=jnp.float32)
-
-    def add_up(values_BK: Float[Array, "B K"]) -> Float[Array, "X"]:
-        return jnp.einsum("BK,BKX->X", values_BK, member_BKX, out_sharding=jax.sharding.PartitionSpec(None))
-
-    gradient_X = None if losses.gradient_BK is None else add_up(losses.gradient_BK)
-    return GroupSums(add_up(losses.loss_BK * weight_BK), add_up(weight_BK), gradient_X)
+    values = [losses.loss_BK * weight_BK, weight_BK]
+    values += [] if losses.gradient_BK is None else [losses.gradient_BK]
+    # Together: one exchange between devices, and none that could begin before the layers, out of the others' order.
+    sums = jnp.einsum("ZBK,BKX->ZX", jnp.stack(values), member_BKX, out_sharding=jax.P(None, None))
+    return GroupSums(*sums)
 
 
 def norms_of(gradient_BKD: Float[Array, "B K D"]) -> Float[Array, "B K"]:
