@@ -46,8 +46,8 @@ FREE_TO_CHANGE = (
     "run.dir", "compute", "mesh", "axes", "checkpoint", "data.workers", "data.prefetch", "data.root", "data.store",
     "data.prepare_workers", "data.changed_plan", "data.held_out", "train.log_every", "train.trackers",
     "train.tracker_project", "train.gradient_share", "train.held_out_every", "train.profile",
-    "train.peak_flops_per_s", "train.microbatches", "train.loss.head", "train.loss.chunk", "train.non_finite",
-    "train.stalled_after_s",
+    "train.peak_flops_per_s", "train.microbatches", "train.loss.head", "train.loss.chunk", "train.optimizer_memory",
+    "train.non_finite", "train.stalled_after_s",
 )  # fmt: skip
 """Keys that may differ when a run is resumed: they change speed, place or logging, never batches or what is learned."""
 FREE_WITH_A_CHANGED_PLAN = ("data", "run.seed")

@@ -174,6 +174,7 @@ def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
         router=recipe.train.router,
         freeze=recipe.train.freeze,
         ema_decay=recipe.train.ema_decay,
+        optimizer_memory=recipe.train.optimizer_memory,
         neftune_alpha=recipe.train.neftune_alpha,
         dropout=recipe.train.dropout,
         seed=recipe.run.seed,

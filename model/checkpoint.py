@@ -171,7 +171,7 @@ def find_unreadable(step_dir: Path) -> str | None:
     try:
         with checkpoint_context():
             meta = ocp.load_checkpointables(str(step_dir.resolve()), {"meta": None})["meta"]
-            if meta.get("plan_hash") is None:
+            if meta.get("plan_hash") is None and not (step_dir / "data").is_dir():
                 return None  # an imported model, which has parameters only
             ocp.load_checkpointables(str(step_dir.resolve()), {"data": None})
             stored = ocp.checkpointables_metadata(str(step_dir.resolve())).metadata
@@ -194,8 +194,11 @@ def _place(target: Any) -> Any:
     """The abstract arrays with shardings on the devices of the mesh in use; those without one are replicated."""
 
     def place(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        spec = leaf.sharding.spec if isinstance(leaf.sharding, NamedSharding) else PartitionSpec()
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(jax.sharding.get_mesh(), spec))
+        spec, memory = PartitionSpec(), None
+        if isinstance(leaf.sharding, NamedSharding):
+            spec, memory = leaf.sharding.spec, leaf.sharding.memory_kind
+        sharding = NamedSharding(jax.sharding.get_mesh(), spec, memory_kind=memory)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(place, target)
 

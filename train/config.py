@@ -8,6 +8,7 @@ AtLeastOne = Annotated[int, msgspec.Meta(ge=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Beta = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Memory = Literal["device", "host"]
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
 
@@ -209,6 +210,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ema_decay: Annotated[float, msgspec.Meta(gt=0, lt=1)] | None = None
     """Also keep the average of the parameters over steps, in float32: after each update average = d x average + (1 - d)
     x parameters. It starts as the initial parameters. `polytune eval --weights ema` reads it. None: no average."""
+    optimizer_memory: Memory = "device"
+    """`host`: moments wait in the host's memory between updates; each step copies them to the devices and back."""
     neftune_alpha: Positive | None = None
     """Noise on the embeddings, in training only: uniform within alpha / sqrt(tokens of the example x model.dim). 5 to
     15 in its source: arXiv:2310.05914. The logged loss is that of the noisy model. None: no noise."""

@@ -64,7 +64,8 @@ def start_state(
     job: TrainJob, tx: optax.GradientTransformation, *, newest: int | None
 ) -> tuple[TrainState, int, int | None]:
     """The state to go on from, its next global row, and the step it was restored from (None: a fresh run)."""
-    abstract = _with_average(job, abstract_state(job.spec.model, job.spec.axes, tx))
+    memory = job.spec.optimizer_memory
+    abstract = _with_average(job, abstract_state(job.spec.model, job.spec.axes, tx, memory=memory))
     if newest is not None:
         wanted = None if job.accepts_changed_plan else job.plan_hash
         state, next_row = restore_step(job.run_dir, newest, abstract, plan_hash=wanted)
@@ -72,8 +73,8 @@ def start_state(
     if is_first():
         check_disk(job.run_dir, abstract, copies=job.checkpoint.keep_last + job.checkpoint.keep_initial + 1)
     if job.load_params is not None:
-        return _with_average(job, first_state(job.load_params(job.spec.axes), tx)), 0, None
-    state = init_state(job.spec.model, job.spec.axes, tx, jax.random.key(job.seed))
+        return _with_average(job, first_state(job.load_params(job.spec.axes), tx, memory=memory)), 0, None
+    state = init_state(job.spec.model, job.spec.axes, tx, jax.random.key(job.seed), memory=memory)
     return _with_average(job, state), 0, None
 
 

@@ -11,6 +11,8 @@ from jaxtyping import Array, Int
 import model.transformer as transformer
 from model.config import ModelConfig
 from model.parallel import AxisRules
+from train.config import Memory
+from train.offload import on_host, to_host
 from train.paths import split_frozen
 
 
@@ -24,21 +26,32 @@ class TrainState(NamedTuple):
     """The average over steps of those parameters that are trained (`TrainConfig.ema_decay`); None: none is kept."""
 
 
-def init_state(cfg: ModelConfig, axes: AxisRules, tx: optax.GradientTransformation, key: jax.Array) -> TrainState:
+def init_state(
+    cfg: ModelConfig, axes: AxisRules, tx: optax.GradientTransformation, key: jax.Array, *, memory: Memory = "device"
+) -> TrainState:
     """Fresh parameters and optimizer state at step 0, on the mesh in use."""
-    return first_state(jax.jit(transformer.init, static_argnums=(0, 1))(cfg, axes, key), tx)
+    return first_state(jax.jit(transformer.init, static_argnums=(0, 1))(cfg, axes, key), tx, memory=memory)
 
 
-def first_state(params: transformer.Params, tx: optax.GradientTransformation) -> TrainState:
-    """These parameters at step 0, with fresh optimizer state partitioned like them."""
-    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=jax.jit(tx.init)(params))
+def first_state(
+    params: transformer.Params, tx: optax.GradientTransformation, *, memory: Memory = "device"
+) -> TrainState:
+    """These parameters at step 0, with fresh optimizer state partitioned like them, kept in this memory."""
+
+    def begin(params: transformer.Params) -> Any:
+        return to_host(tx.init(params)) if memory == "host" else tx.init(params)
+
+    return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=jax.jit(begin)(params))
 
 
-def abstract_state(cfg: ModelConfig, axes: AxisRules, tx: optax.GradientTransformation) -> TrainState:
-    """Shapes, dtypes and shardings of `init_state`: what a checkpoint is restored onto."""
+def abstract_state(
+    cfg: ModelConfig, axes: AxisRules, tx: optax.GradientTransformation, *, memory: Memory = "device"
+) -> TrainState:
+    """Shapes, dtypes, shardings and memories of `init_state`: what a checkpoint is restored onto."""
     params = transformer.abstract(cfg, axes)
     step = jax.eval_shape(lambda: jnp.zeros((), jnp.int32))
-    return TrainState(step=step, params=params, opt_state=jax.eval_shape(tx.init, params))
+    opt_state = jax.eval_shape(tx.init, params)
+    return TrainState(step=step, params=params, opt_state=on_host(opt_state) if memory == "host" else opt_state)
 
 
 def with_ema(state: TrainState, freeze: Sequence[str]) -> TrainState:

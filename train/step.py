@@ -15,7 +15,7 @@ from model.config import ComputeConfig, ModelConfig
 from model.moe import RouterSums, add_sums, no_sums
 from model.parallel import AxisRules
 from train.chunked_loss import chunked_losses
-from train.config import LossConfig, RouterLossConfig, SpikeConfig
+from train.config import LossConfig, Memory, RouterLossConfig, SpikeConfig
 from train.loss import (
     LossSums,
     TokenLosses,
@@ -27,6 +27,7 @@ from train.loss import (
     trained_positions,
 )
 from train.noise import EMBEDDINGS, NoiseRows, add_noise, drop_entries, noise_rows
+from train.offload import to_device, to_host
 from train.paths import overlay, split_frozen
 from train.spikes import SpikeHistory, WatchedState, is_spike
 from train.state import TrainState, next_ema
@@ -63,6 +64,8 @@ class StepSpec:
     """0: no sums by source."""
     gradient_share: bool = False
     """Whether norms of gradients are summed by language and source."""
+    optimizer_memory: Memory = "device"
+    """Where the optimizer's state is before and after the step."""
     spikes: SpikeConfig | None = None
     """If given, the optimizer is one of `train.spikes.watch_spikes`."""
 
@@ -286,6 +289,8 @@ def train_step(
     One whose loss or gradient is not finite, or a spike, counts as a step and changes neither parameters nor moments.
     """
     assert (state.ema is None) == (spec.ema_decay is None), "with_ema belongs to a spec with ema_decay"
+    if spec.optimizer_memory == "host":
+        state = state._replace(opt_state=to_device(state.opt_state))
     gradient, sums = mean_gradient(spec, state.params, batch, state.step)
     loss = jnp.sum(sums.loss_R) / jnp.sum(sums.weight_R)
     grad_norm = optax.tree.norm(gradient)
@@ -302,6 +307,8 @@ def train_step(
 
     # A branch, not a choice between arrays: that would hold the old and the new moments at once.
     state = jax.lax.cond(verdict == SOUND, make, lambda state: move_on(make(state), state), state)
+    if spec.optimizer_memory == "host":
+        state = state._replace(opt_state=to_host(state.opt_state))
     return state, StepMetrics(sums=sums, grad_norm=grad_norm, verdict=verdict)
 
 

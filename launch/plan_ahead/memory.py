@@ -9,6 +9,7 @@ import msgspec
 from launch.plan_ahead.program import AbstractStep, CompiledStep
 from model.parallel import ways
 from train.chunked_loss import chunk_positions
+from train.offload import is_on_host
 from train.paths import split_frozen
 
 
@@ -68,13 +69,16 @@ def split_memory(step: AbstractStep, compiled: CompiledStep, available: int) -> 
 
 
 def bytes_of_chip(tree: Any) -> int:
-    """Bytes of one chip's part of a tree of abstract arrays; what has no sharding is whole on every chip."""
+    """Bytes of one chip's part of a tree of abstract arrays; what has no sharding is whole on every chip.
+
+    What waits in the host's memory is none of the chip's.
+    """
 
     def size(leaf: Any) -> int:
         shape = leaf.sharding.shard_shape(leaf.shape) if leaf.sharding is not None else leaf.shape
         return math.prod(shape) * leaf.dtype.itemsize
 
-    return sum(map(size, jax.tree.leaves(tree)))
+    return sum(size(leaf) for leaf in jax.tree.leaves(tree) if not is_on_host(leaf))
 
 
 def bytes_of_gradients(step: AbstractStep) -> int:

@@ -89,6 +89,7 @@ def make_step(recipe: Recipe, cfg: ModelConfig, *, trained_share: float) -> Abst
         loss=recipe.train.loss,
         freeze=recipe.train.freeze,
         ema_decay=recipe.train.ema_decay,
+        optimizer_memory=recipe.train.optimizer_memory,
         neftune_alpha=recipe.train.neftune_alpha,
         dropout=recipe.train.dropout,
         num_sources=1 + len(recipe.data.sources),
@@ -104,7 +105,7 @@ def make_step(recipe: Recipe, cfg: ModelConfig, *, trained_share: float) -> Abst
         return jax.ShapeDtypeStruct(rows, dtype, sharding=sharding)
 
     batch = Batch(**{name: field(name) for name in Batch._fields})
-    state = abstract_state(cfg, axes, tx)
+    state = abstract_state(cfg, axes, tx, memory=spec.optimizer_memory)
     return AbstractStep(spec, tx, state if spec.ema_decay is None else with_ema(state, spec.freeze), batch)
 
 

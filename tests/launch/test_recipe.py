@@ -286,7 +286,7 @@ FREE = [
     "train.gradient_share=false", "train.profile=[2,3]", "train.peak_flops_per_s=1e12", "train.held_out_every=7",
     "data.held_out={sources: [{kind: cldr, languages: [sw]}], examples: 3}",
     "train.microbatches=4", "train.loss.head=full", "train.loss.chunk=64", "train.non_finite.action=stop",
-    "train.stalled_after_s=60",
+    "train.stalled_after_s=60", "train.optimizer_memory=host",
 ]  # fmt: skip
 
 

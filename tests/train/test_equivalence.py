@@ -31,6 +31,7 @@ from model.parallel import MESH_AXES, MeshConfig, describe_axes
 from model.transformer import init
 from train.config import LossConfig
 from train.hosts import put_batch
+from train.offload import to_host
 from train.optim import make_optimizer
 from train.step import StepSpec, loss_sums, mean_gradient, train_step
 
@@ -197,3 +198,20 @@ def test_packed_loss_is_the_sum_of_separate_losses(plain, toy_params, one_device
     np.testing.assert_array_equal(first.weight_R, weight_R)
     wanted = [sum(sum(e.weights[1:]) for e in EXAMPLES if e.language == r) for r in range(len(LANGUAGES))]
     np.testing.assert_array_equal(first.weight_R, wanted)
+
+
+def test_moments_that_wait_in_the_host_s_memory_change_no_result(plain, toy_params):
+    def memories(state):
+        return {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim}
+
+    tx = make_optimizer(OPTIM, 10)
+    spec = dataclasses.replace(make_spec(PACKED), optimizer_memory="host")
+    with jax.set_mesh(mesh_of((4, 2))):
+        state = place_state(toy_params, tx)
+        state = state._replace(opt_state=jax.jit(to_host)(state.opt_state))
+        placed = put_batch(PACKED, AXES.spec("batch", None))
+        update = jax.jit(functools.partial(train_step, spec, tx), donate_argnums=0)
+        for _ in range(STEPS):
+            state, _ = update(state, placed)
+            assert memories(state) == {"pinned_host"}
+        assert_close_trees(copy_to_host(state.params), plain[1])

@@ -331,3 +331,22 @@ def test_steps_with_fewer_trained_positions_compute_fewer_logits_and_learn_the_s
     run(tmp_path / "tight", most_trained_S=tight)
     losses = [[step["loss"] for step in steps_of(run_dir)] for run_dir in (tmp_path / "tight", whole_run[0])]
     np.testing.assert_allclose(*losses, **TOLERANCE)
+
+
+def test_a_run_with_moments_in_the_host_s_memory_resumes_to_the_same_bits_and_may_change_its_mind(
+    tmp_path, whole_run, one_device
+):
+    """Checkpoints do not tell where moments were kept."""
+
+    def job(memory):
+        made = make_job(tmp_path / "run")
+        return dataclasses.replace(made, spec=dataclasses.replace(made.spec, optimizer_memory=memory))
+
+    def train(memory, show=lambda record: None):
+        return run_training(job(memory), open_batches=open_batches, show=show)
+
+    (tmp_path / "run").mkdir()
+    assert not train("host", signal_at(3)).finished
+    assert not train("device", signal_at(6)).finished
+    assert train("host").finished
+    assert_close_trees(saved_params(tmp_path / "run"), whole_run[1])
