@@ -29,7 +29,7 @@ from model.checksums import FILE
 from train.metrics import read_metrics
 
 MODELS = {
-    "demo": ("checkpoint.save_every=20",),
+    "demo": ("checkpoint.save_every=40",),
     "40M": (
         "checkpoint.save_every=6", "model.num_layers=12", "model.dim=512", "model.num_heads=8",
         "model.num_kv_heads=4", "model.head_dim=64", "model.mlp_dim=1536", "compute.scan_unroll=1",
@@ -46,7 +46,7 @@ class Saved(NamedTuple):
 
     size_bytes: int
     steps: list[float]
-    """Those no save was written beside."""
+    """Those that neither compiled nor had a save written beside them."""
     beside: list[float]
     """Those a save was written beside."""
     blocked: list[float]
@@ -106,7 +106,9 @@ def time_saves(run_dir: Path, overrides: tuple[str, ...], environment: dict[str,
     begun = [save["time"] - save["seconds"] for save in counted]
     spans = [(began, (folder / FILE).stat().st_mtime) for began, folder in zip(begun, folders, strict=True)]
     steps, beside = [], []
-    for record in records_of(run_dir, "step", attempt=1)[2:]:
+    for record in records_of(run_dir, "step", attempt=1):
+        if record.get("compiled"):
+            continue
         end, lasted = record["time"], record["step_s"]
         is_beside = any(began < end and end - lasted < whole for began, whole in spans)
         (beside if is_beside else steps).append(lasted)
@@ -184,7 +186,7 @@ def main() -> None:
     for row in rows:
         table.add_row(*row)
     console.print(
-        f"{options.saves} saves and {options.restarts} restarts of each; {os.cpu_count()} cores, load average "
+        f"{options.saves} saves and {options.restarts} restarts of each; {os.cpu_count()} cores, load average"
         f" {load:.1f} to {os.getloadavg()[0]:.1f}"
     )
     console.print(table)
