@@ -10,6 +10,7 @@ from eval.run_files import HeldOutRecord, RunFiles, SaveRecord, StartRecord, Ste
 
 PARTS = {
     "useful": "steps of the final history, but for their waits",
+    "skipped": "steps whose update was not made, and finding the rows to blame",
     "compile": "making the step's programs",
     "data_wait": "steps waiting for data",
     "saving": "training standing still for a checkpoint",
@@ -48,6 +49,7 @@ def measure(run: RunFiles) -> Goodput | None:
 
     A step counts once, in the attempt whose state the run went on from: a resume at step 100 makes all later steps of
     earlier attempts repeated. Of a step that compiled, what exceeds the median of those that did not is compiling.
+    A skipped step is not useful; what it left to be written falls into the time of the next.
 
     Steps of 1 s; killed after 3, resumed from 2 half a minute later, ended after 4: useful 4, repeated 1, down 30.
     """
@@ -65,7 +67,11 @@ def measure(run: RunFiles) -> Goodput | None:
         lasted = record.step_s or 0.0
         working = min(lasted, median(plain)) if record.compiled and plain else lasted
         waited = min(record.data_wait_s, working)
-        seconds["useful"] += working - waited
+        lost = working - waited if record.skipped else 0.0
+        if (before := final.get(record.step - 1)) is not None and before.skipped and before.attempt == record.attempt:
+            lost = max(lost, min(record.write_s, working - waited))
+        seconds["useful"] += working - waited - lost
+        seconds["skipped"] += lost
         seconds["data_wait"] += waited
         seconds["compile"] += lasted - working
     seconds["repeated"] = sum(record.step_s or 0.0 for record in repeated)

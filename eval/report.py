@@ -8,6 +8,7 @@ import jinja2
 import msgspec
 
 from eval import (
+    faults,
     goodput,
     report_left_out,
     report_losses,
@@ -104,7 +105,7 @@ def _page(run: RunFiles) -> dict[str, Any]:
         "last_step": _last_step(run),
         "planned_steps": _planned_steps(run),
         "tiles": _tiles(run, tasks, curve, names=names, trained=trained, spent=spent),
-        "notes": [*run.problems, *_warnings(tries, curve, run)],
+        "notes": [*run.problems, *_warnings(tries, curve, run), *faults.describe_faults(run.steps, run.failed_saves)],
         "curve": curve,
         "panels": report_training.panels(run.steps),
         "attempts": tries,
@@ -184,7 +185,8 @@ def _tiles(
     if trained:
         scripts = {names[tag].script for tag in trained}
         tiles.append(Tile(label="Languages trained", value=str(len(trained)), detail=f"in {len(scripts)} scripts"))
-    weights = [record.weight for record in last_of_each_step(run.steps) if record.weight is not None]
+    made = [record for record in last_of_each_step(run.steps) if record.skipped is None]
+    weights = [record.weight for record in made if record.weight is not None]
     if weights:
         served = f"of {format_count(sum(trained.values()))} served" if trained else ""
         tiles.append(Tile(label="Trained tokens", value=format_count(sum(weights)), detail=served))

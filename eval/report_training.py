@@ -107,7 +107,7 @@ def loss_curve(
     finite = [loss for loss in losses if math.isfinite(loss)]
     if not finite:
         return None
-    weights = [1.0 if record.weight is None else record.weight for record in kept]
+    weights = [0.0 if record.skipped else 1.0 if record.weight is None else record.weight for record in kept]
     smoothed = charts.smooth(losses, weights, half_life=max(1.0, len(kept) / 100))
     xs = [float(record.step) for record in kept]
     lines = [

@@ -45,8 +45,12 @@ class StepRecord(msgspec.Struct, frozen=True, kw_only=True):
     mfu: float | None = None
     step_s: float | None = None
     data_wait_s: float = 0.0
+    write_s: float = 0.0
+    """Of the step's time, spent on the step before: writing it, and finding its rows where it was skipped."""
     compiled: bool = False
     """Whether a program was made in the step's time."""
+    skipped: str | None = None
+    """Why the update was not made; None: it was."""
 
 
 class SaveRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,6 +60,14 @@ class SaveRecord(msgspec.Struct, frozen=True, kw_only=True):
     attempt: int = 1
     time: float | None = None
     seconds: float = 0.0
+
+
+class FailedSave(msgspec.Struct, frozen=True, kw_only=True):
+    """A checkpoint of this step could not be written."""
+
+    step: int
+    attempt: int = 1
+    error: str = ""
 
 
 class HeldOutRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -165,6 +177,7 @@ class RunFiles(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[StepRecord, ...]
     """In file order; steps that were run again after a kill appear again."""
     saves: tuple[SaveRecord, ...]
+    failed_saves: tuple[FailedSave, ...]
     held_out: tuple[HeldOutRecord, ...]
     languages: tuple[LanguagesRecord, ...]
     evaluations: dict[int, Results]
@@ -197,6 +210,7 @@ def read_run(run_dir: Path) -> RunFiles:
         starts=_of_kind("start", StartRecord, records, problems),
         steps=_of_kind("step", StepRecord, records, problems),
         saves=_of_kind("save", SaveRecord, records, problems),
+        failed_saves=_of_kind("save_failed", FailedSave, records, problems),
         held_out=_of_kind("held_out", HeldOutRecord, records, problems),
         languages=_of_kind("languages", LanguagesRecord, records, problems),
         evaluations=evaluations,

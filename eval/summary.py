@@ -6,7 +6,7 @@ from statistics import median
 
 import msgspec
 
-from eval import goodput, report_losses, report_metrics
+from eval import faults, goodput, report_losses, report_metrics
 from eval.run_files import HeldOutRecord, RunFiles, StepRecord, last_of_each_step
 
 
@@ -15,6 +15,8 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     numbers: dict[str, float]
     """By what they are, with unit."""
+    faults: dict[str, float]
+    """Skipped steps by reason, and failed saves; what did not occur is not in it."""
     loss_by_language: dict[str, float]
     """Of training, in nats per trained token, over the last tenth of the steps."""
     held_out_by_language: dict[str, float]
@@ -44,6 +46,7 @@ def summarise(run: RunFiles) -> RunSummary:
     }
     return RunSummary(
         numbers={name: value for name, value in found.items() if value is not None},
+        faults=faults.count_faults(run.steps, run.failed_saves),
         loss_by_language={row.label: row.last for row in rows if row.last is not None},
         held_out_by_language=held_out,
         scores=_scores(run),
@@ -51,10 +54,11 @@ def summarise(run: RunFiles) -> RunSummary:
 
 
 def last_loss(steps: Sequence[StepRecord]) -> float | None:
-    """Mean loss of the trained tokens of the last tenth of the steps; None without any."""
+    """Mean loss of the trained tokens of the last tenth of the steps; None without any. Skipped steps trained none."""
     if not steps:
         return None
-    late = [record for record in steps if record.step > 0.9 * steps[-1].step and record.loss is not None]
+    made = [record for record in steps if record.loss is not None and record.skipped is None]
+    late = [record for record in made if record.step > 0.9 * steps[-1].step]
     weights = [1.0 if record.weight is None else record.weight for record in late]
     total = math.fsum((record.loss or 0.0) * weight for record, weight in zip(late, weights, strict=True))
     return total / math.fsum(weights) if math.fsum(weights) > 0 else None

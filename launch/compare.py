@@ -106,6 +106,7 @@ def print_comparison(compared: Comparison, console: Console) -> None:
         console.print(Text(note, "yellow"), soft_wrap=True)
     a, b = compared.summary_a, compared.summary_b
     _print_numbers("Numbers", heads, a.numbers, b.numbers, console)
+    _print_numbers("Skipped steps and failed saves", heads, _faults(a, b), _faults(b, a), console)
     _print_numbers("Scores, macro averages of the newest evaluation", heads, a.scores, b.scores, console)
     for title, of_a, of_b in (
         ("Training loss by language, last tenth", a.loss_by_language, b.loss_by_language),
@@ -117,6 +118,11 @@ def print_comparison(compared: Comparison, console: Console) -> None:
 def name_apart(a: str, b: str) -> tuple[str, str]:
     """Names as heads of columns; runs of the same name are A and B."""
     return (a, b) if a != b else (f"A: {a}", f"B: {b}")
+
+
+def _faults(run: RunSummary, other: RunSummary) -> dict[str, float]:
+    """Of one run, with a zero for what occurred in the other alone; empty where its records tell nothing at all."""
+    return dict.fromkeys([*run.faults, *other.faults], 0.0) | run.faults if run.numbers else {}
 
 
 def _by_change(a: Mapping[str, float], b: Mapping[str, float]) -> dict[str, float | None]:

@@ -115,7 +115,9 @@ def run_training(
     beginning = beginning or find_beginning(job.run_dir)
     stage = stage or Stage()
     stage.begins(beginning.newest)
+    began = time.monotonic()
     state, next_row, resumed_from = start_state(job, tx, newest=beginning.newest)
+    restore_s = None if resumed_from is None else time.monotonic() - began
     outcome = Outcome(
         step=int(state.step), finished=False, resumed_from=resumed_from, attempt=beginning.attempt,
         set_aside=tuple(map(Path, beginning.set_aside)), damaged=beginning.damaged,
@@ -130,6 +132,7 @@ def run_training(
                 "mesh": dict(jax.sharding.get_mesh().shape),
                 "plan_hash": job.plan_hash,
                 "process_s": process_age_s(),
+                "restore_s": restore_s,
             },
         )
         if resumed_from is None and run.saver.is_due(0, last=job.steps):

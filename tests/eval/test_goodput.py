@@ -9,7 +9,7 @@ from eval.run_files import HeldOutRecord, RunFiles, SaveRecord, StartRecord, Ste
 def run_of(starts, steps, saves=(), held_out=()):
     return RunFiles(
         name="run", recipe_text=None, plan=None, statistics=None, bad_rows=[], cleaning=None, languages=(),
-        evaluations={}, samples={}, card=None, problems=(),
+        evaluations={}, samples={}, card=None, problems=(), failed_saves=(),
         starts=tuple(starts), steps=tuple(steps), saves=tuple(saves), held_out=tuple(held_out),
     )  # fmt: skip
 
@@ -18,9 +18,9 @@ def start(attempt, step, time, process_s=0.0):
     return StartRecord(attempt=attempt, step=step, time=time, process_s=process_s)
 
 
-def step(attempt, number, time, *, lasted=1.0, waited=0.0, compiled=False):
+def step(attempt, number, time, *, lasted=1.0, waited=0.0, compiled=False, **more):
     return StepRecord(
-        step=number, attempt=attempt, time=time, step_s=lasted, data_wait_s=waited, compiled=compiled
+        step=number, attempt=attempt, time=time, step_s=lasted, data_wait_s=waited, compiled=compiled, **more
     )  # fmt: skip
 
 
@@ -61,6 +61,25 @@ def test_steps_that_were_lost_are_not_useful_though_no_one_has_done_them_again_y
 def test_a_program_compiled_late_is_no_useful_time_either():
     steps = [step(1, 1, 1.0), step(1, 2, 9.0, lasted=8.0, compiled=True), step(1, 3, 10.0)]
     assert measure(run_of([start(1, 0, 0.0)], steps)).seconds == parts(useful=3.0, compile=7.0)
+
+
+def test_a_skipped_step_is_no_useful_step_nor_is_the_search_for_its_rows():
+    """A run that skips every other step looks as busy as one that learns. The search is in the next step's time."""
+    steps = [
+        step(1, 1, 1.0, write_s=0.125),
+        step(1, 2, 2.0, waited=0.25, skipped="spike"),
+        step(1, 3, 7.0, lasted=5.0, write_s=4.0),
+        step(1, 4, 8.0, write_s=0.125),
+    ]
+    found = measure(run_of([start(1, 0, 0.0)], steps))
+    assert found.seconds == parts(useful=3.0, skipped=4.75, data_wait=0.25)
+    assert found.share == 3 / 8
+
+
+def test_a_step_skipped_in_a_process_that_died_counts_by_what_was_made_of_it_later():
+    first = [step(1, 1, 1.0), step(1, 2, 2.0, skipped="non_finite")]
+    run = run_of([start(1, 0, 0.0), start(2, 1, 2.0)], [*first, step(2, 2, 3.0), step(2, 3, 4.0, write_s=0.5)])
+    assert measure(run).seconds == parts(useful=3.0, repeated=1.0)
 
 
 def test_a_process_that_says_it_is_older_than_the_end_of_the_last_one_counts_no_second_twice():

@@ -18,8 +18,8 @@ train: {steps: 20, trackers: []}
 """
 
 
-def write_run(folder, *, name, rate="1e-3", loss=2.0, card=None, tokenizer="t1"):
-    """A run of twenty steps: of its loss, twice as much for Swahili as for English."""
+def write_run(folder, *, name, rate="1e-3", loss=2.0, card=None, tokenizer="t1", more=()):
+    """A run of twenty steps: of its loss, twice as much for Swahili as for English; `more` records come last."""
     run_dir = folder / name
     (run_dir / "eval/20").mkdir(parents=True)
     (run_dir / "recipe.yaml").write_text(RECIPE % {"dir": run_dir, "rate": rate}, encoding="utf-8")
@@ -41,6 +41,7 @@ def write_run(folder, *, name, rate="1e-3", loss=2.0, card=None, tokenizer="t1")
             records.append({"kind": "languages", "attempt": 1, "step": step, **sums, "tokens": {"en": 9, "sw": 9}})
     held = {"loss_sum": {"en": 4 * loss, "sw": 8 * loss}, "weight": {"en": 4.0, "sw": 4.0}}
     records.append({"kind": "held_out", "attempt": 1, "time": 40.0, "step": 20, "seconds": 0.0, **held})
+    records += more
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
     results = {
         "results": {"facts_en": {"exact_match,none": 0.25}}, "groups": {"facts": {"exact_match,none": loss / 8}},
@@ -122,6 +123,40 @@ def test_a_run_that_has_only_begun_is_compared_as_far_as_it_goes(runs, tmp_path)
     assert {item.b for item in compared.differences if item.key.startswith("versions")} == {None}
     assert "recipe.model.dim" in facts_of(read_run(b)) and "model.dim" in facts_of(read_run(a))
     assert "–" in show(compared)
+
+
+def test_a_run_that_skipped_steps_is_no_equal_of_one_that_did_not(tmp_path):
+    """The spike's own loss, which no update followed, must not stand in the loss of the last tenth."""
+
+    def skipped(step, why, loss):
+        return {"kind": "step", "attempt": 1, "time": 20.0 + step, "step": step, "step_s": 1.0, "weight": 4.0} | {
+            "skipped": why, "loss": loss,
+        }  # fmt: skip
+
+    faults = [
+        skipped(5, "non_finite", None), skipped(9, "non_finite", None), skipped(19, "spike", 80.0),
+        {"kind": "save_failed", "attempt": 1, "step": 6, "error": "no space left"},
+    ]  # fmt: skip
+    a, b = write_run(tmp_path, name="a"), write_run(tmp_path, name="b", more=faults)
+    compared = compare(read_run(a), read_run(b))
+    numbers = compared.summary_b.numbers
+    assert compared.summary_b.faults == {
+        "skipped steps: loss or gradient not finite": 2.0, "skipped steps: spike of loss or gradient": 1.0,
+        "failed saves": 1.0,
+    }  # fmt: skip
+    assert numbers["loss, last tenth of the steps"] == 2.0
+    assert numbers["goodput"] == pytest.approx(17 / 40) and compared.summary_a.numbers["goodput"] == 0.5
+    lines = [" ".join(line.split()) for line in show(compared).splitlines()]
+    assert "failed saves 0 1 +1" in lines and "skipped steps: spike of loss or gradient 0 1 +1" in lines
+    assert "failed saves" not in show(compare(read_run(a), read_run(a)))
+
+
+def test_a_run_without_records_is_not_said_to_have_skipped_nothing(tmp_path):
+    failed = {"kind": "save_failed", "attempt": 1, "step": 6, "error": "no space left"}
+    a, b = write_run(tmp_path, name="a"), write_run(tmp_path, name="b", more=[failed])
+    (a / "metrics.jsonl").unlink()
+    shown = show(compare(read_run(a), read_run(b)))
+    assert "failed saves – 1 –" in [" ".join(line.split()) for line in shown.splitlines()]
 
 
 def test_the_verb_writes_everything_as_json(runs, tmp_path, capsys):

@@ -163,6 +163,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(whole_run, tmp_path, one_device)
     outcome = run(tmp_path / "run")
     assert (outcome.step, outcome.finished, outcome.resumed_from, outcome.attempt) == (STEPS, True, 7, 3)
     assert_equal_trees(saved_params(tmp_path / "run"), whole_run[1])
+    restores = [record["restore_s"] for record in read_metrics(tmp_path / "run") if record["kind"] == "start"]
+    assert restores[0] is None and len(restores) == 3 and min(restores[1:]) > 0
     same = ("step", "loss", "grad_norm", "learning_rate", "rows", "digest")
     pick = [[step[name] for name in same] for step in steps_of(tmp_path / "run")]
     assert pick == [[step[name] for name in same] for step in steps_of(whole_run[0])]
