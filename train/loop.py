@@ -294,6 +294,7 @@ def _looks(run: _Run, step: int) -> bool:
 def _look(run: _Run, params: Params, step: int) -> None:
     """Looks at the held-out rows, if there are any, and notes what it saw."""
     if run.look is not None:
+        run.stage.looks(step)
         record = run.look(params)
         run.writer.write_event("held_out", step, record, scalars_of(record))
 
