@@ -315,7 +315,9 @@ def _save(run: _Run, state: TrainState, step: int, next_row: int, *, is_last: bo
     began = time.monotonic()
     try:
         if is_last or stopping:
-            run.saver.save_last(state, step=step, next_row=next_row, patient=not stopping)
+            run.saver.save_last(
+                state, step=step, next_row=next_row, patient=not stopping, on_wait=lambda: run.stage.saves(step)
+            )
         else:
             run.saver.save(state, step=step, next_row=next_row)
     finally:
