@@ -34,8 +34,9 @@ from launch.shared import check_alike, check_shared, print_waiting
 from launch.together import fail_together
 from model import transformer
 from model.attention_choice import choose_attention, platform_in_use
+from model.attention_splash import check_shards
 from model.config import ModelConfig
-from model.parallel import check_divisible, sharded_sizes, ways
+from model.parallel import check_all_shard, check_divisible, sharded_sizes, ways
 from train.beginning import Beginning, find_beginning
 from train.config import TrainConfig
 from train.held_out import HeldOutJob
@@ -78,12 +79,13 @@ def _run(recipe: Recipe, recipe_name: str, console: Console, stage: Stage) -> Ou
     run_dir = Path(recipe.run.dir)
     if is_first():
         check_trackers(recipe.train.trackers)
-    with use_mesh(size_mesh(recipe, jax.device_count())) as mesh, contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as held:
         # A run that never starts claims no directory: one that is there is held from here on, a new one further down.
         is_there = run_dir.is_dir()
         if is_first() and is_there:
             held.enter_context(lock_run_dir(run_dir))
-        beginning = find_beginning(run_dir)
+        beginning = find_beginning(run_dir)  # first of all: a preset reads the newest checkpoint's model
+        mesh = held.enter_context(use_mesh(size_mesh(recipe, jax.device_count())))
         origin = open_origin(recipe)
         check_sizes(recipe, origin.cfg, mesh)
         if is_first() and not is_there:
@@ -124,17 +126,23 @@ def _say_outcome(outcome: Outcome, run_dir: Path, console: Console) -> None:
 
 def check_sizes(recipe: Recipe, cfg: ModelConfig, mesh: jax.sharding.Mesh) -> None:
     """Raises ValueError, before any data is read: a size the mesh does not divide, a warm-up that does not fit, a
-    pattern that matches no parameter, a model that the wanted attention kernel cannot serve.
+    pattern that matches no parameter, a mesh axis that shards nothing, a model or rows that the wanted attention kernel
+    cannot serve.
     """
     check_patterns(recipe.optim, recipe.train.freeze, cfg)
     if recipe.train.steps is not None:
         make_schedule(recipe.optim, recipe.train.steps)
     axes = recipe.axes
+    check_all_shard(axes, mesh)
     rows = recipe.train.batch_rows // recipe.train.microbatches
     microbatch = {"rows per microbatch (train.batch_rows / train.microbatches)": (rows, axes.batch)}
     length = {"data.packing.row_length": (recipe.data.packing.row_length, axes.length)}
     check_divisible({**microbatch, **length, **sharded_sizes(cfg, axes)}, mesh)
-    choose_attention(cfg, recipe.compute, platform=platform_in_use(), row_length=recipe.data.packing.row_length)
+    kernel = choose_attention(
+        cfg, recipe.compute, platform=platform_in_use(), row_length=recipe.data.packing.row_length
+    )
+    if kernel.name == "splash":
+        check_shards(recipe.data.packing.row_length, ways(axes.length, mesh))
 
 
 def resolve_model(cfg: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:

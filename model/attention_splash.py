@@ -39,13 +39,7 @@ def make_splash(
     It holds arrays that say which blocks to visit, different ones on each shard. `is_interpreted` runs it without a
     TPU, for tests. Raises ValueError where the queries of a shard would have to be filled up.
     """
-    if shards > 1 and queries % (shards * LANES):
-        low = queries // (shards * LANES) * shards * LANES
-        raise ValueError(
-            f"rows of {queries} positions on {shards} devices each: splash attention needs a multiple of {LANES} on "
-            f"every device; use rows of {low or shards * LANES} or {low + shards * LANES}, or "
-            "compute.attention=blockwise"
-        )
+    check_shards(queries, shards)
     queries, keys = _round_up(queries), _round_up(keys)
     of_queries, of_keys = _block_size(queries // shards, block), _block_size(keys, block)
     mask = splash.LocalMask((queries, keys), (window - 1, 0), 0) if window else splash.CausalMask((queries, keys))
@@ -61,6 +55,17 @@ def make_splash(
         residual_checkpoint_name=SAVED_NAME,
         interpret=is_interpreted,
     )  # fmt: skip
+
+
+def check_shards(queries: int, shards: int) -> None:
+    """Raises ValueError where the kernel cannot serve rows of so many positions on so many devices each."""
+    if shards > 1 and queries % (shards * LANES):
+        multiple = shards * LANES
+        low = queries // multiple * multiple
+        raise ValueError(
+            f"rows of {queries} positions on {shards} devices each: splash attention needs a multiple of {LANES} on "
+            f"every device; use rows of {f'{low} or ' if low else ''}{low + multiple}, or compute.attention=blockwise"
+        )
 
 
 def splash_spec(kernel: SplashAttentionKernel, query_axes: MeshAxes):

@@ -152,6 +152,17 @@ def sharded_sizes(cfg: ModelConfig, axes: AxisRules) -> dict[str, tuple[int, Mes
     return sizes
 
 
+def check_all_shard(axes: AxisRules, mesh: Mesh) -> None:
+    """Raises ValueError for a mesh axis that shards nothing by these rules: its devices would all do the same."""
+    used = {name for field in axes.__struct_fields__ for name in axis_names(getattr(axes, field))}
+    for name, size in mesh.shape.items():
+        if size > 1 and name not in used:
+            raise ValueError(
+                f"mesh axis {name}={size} shards nothing by the recipe's axes: {size} devices would do the same work; "
+                f"use mesh.{name}=1, or name {name} in axes"
+            )
+
+
 def check_divisible(sizes: Mapping[str, tuple[int, MeshAxes]], mesh: Mesh) -> None:
     """Raises ValueError naming each size that its mesh axes do not divide, and the nearest sizes that work.
 

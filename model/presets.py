@@ -22,6 +22,8 @@ class Sizes(NamedTuple):
     row_length: int
     devices: int
     """Left to the preset, after the sizes that the recipe gives."""
+    given_ways: int
+    """How many parts of the rows the sizes that the recipe gives make."""
 
 
 def resolve_mesh(config: MeshConfig, cfg: ModelConfig, *, devices: int, rows: int, row_length: int) -> MeshConfig:
@@ -29,15 +31,25 @@ def resolve_mesh(config: MeshConfig, cfg: ModelConfig, *, devices: int, rows: in
 
     `fsdp`: all devices on `fsdp`. `fsdp_tp`: a `tensor` axis as short as lets the rest divide the rows, at least 2.
     `long`: the same of `sequence`. `moe`: an `expert` axis as long as divides experts and devices, at most 8. Sizes
-    that the config gives stand, and `fsdp` has the rest. Raises ValueError, with the numbers, when no size works.
+    that the config gives stand, and `fsdp` has the rest; where it gives `fsdp`, the preset's axis has the rest. Raises
+    ValueError, with the numbers, when no size works.
     """
     if config.preset is None:
         return config
     axis = AXIS_OF[config.preset]
     if axis is None or getattr(config, axis) is not None:
         return msgspec.structs.replace(config, preset=None)
-    given = math.prod(config.size(name) for name in MESH_AXES if name != "fsdp")
-    sizes = Sizes(cfg, rows, row_length, devices // given)
+    given = {name: config.size(name) for name in MESH_AXES if config.size(name) > 1}
+    left, over = divmod(devices, math.prod(given.values()))
+    if over or not left:
+        shown = " ".join(f"mesh.{name}={size}" for name, size in given.items())
+        raise ValueError(
+            f"mesh.preset={config.preset} with {shown}: their product {math.prod(given.values())} does not divide the "
+            f"{devices} devices present; give sizes whose product does, or leave them to the preset"
+        )
+    if config.size("fsdp") > 0:
+        return msgspec.structs.replace(config, preset=None, **{axis: left})
+    sizes = Sizes(cfg, rows, row_length, left, given_ways=given.get("data", 1) * given.get("expert", 1))
     return msgspec.structs.replace(config, preset=None, **{axis: CHOOSE[config.preset](sizes)})
 
 
@@ -56,7 +68,7 @@ def _sequence(sizes: Sizes) -> int:
 def _shortest(preset: str, axis: str, divided: dict[str, int], sizes: Sizes) -> int:
     fits = [n for n in POWERS if not any(size % n for size in (sizes.devices, *divided.values()))]
     for n in fits:
-        if sizes.rows % (sizes.devices // n) == 0:
+        if sizes.rows % (sizes.given_ways * sizes.devices // n) == 0:
             return n
     named = ", ".join(f"{name}={size}" for name, size in divided.items())
     if not fits:
@@ -64,12 +76,12 @@ def _shortest(preset: str, axis: str, divided: dict[str, int], sizes: Sizes) -> 
             f"mesh.preset={preset} needs 2, 4 or 8 devices on the {axis} axis, which must divide the "
             f"{sizes.devices} devices it may use and {named}; use mesh.preset=fsdp, or give mesh.{axis} yourself"
         )
-    ways = sizes.devices // fits[-1]
+    ways = sizes.given_ways * sizes.devices // fits[-1]
     low = sizes.rows // ways * ways
     raise ValueError(
         f"mesh.preset={preset} on {sizes.devices} devices ({named}) can have {fits[-1]} on the {axis} axis at most; "
-        f"the other {ways} do not divide {sizes.rows} rows per microbatch (train.batch_rows / train.microbatches); use "
-        f"{f'{low} or ' if low else ''}{low + ways} rows"
+        f"the other {ways} ways do not divide {sizes.rows} rows per microbatch (train.batch_rows / "
+        f"train.microbatches); use {f'{low} or ' if low else ''}{low + ways} rows"
     )
 
 

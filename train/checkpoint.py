@@ -63,7 +63,8 @@ def _move_aside(path: Path, folder: Path) -> Path:
 
 def check_disk(run_dir: Path, state: TrainState, *, copies: int) -> None:
     """Raises CheckpointError before training when `copies` checkpoints of this state cannot fit beside the run."""
-    size_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    saved = state if state.ema is None else state._replace(ema=state.params)  # an average is saved whole
+    size_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(saved))
     free_bytes = shutil.disk_usage(run_dir).free
     if free_bytes < copies * size_bytes:
         raise CheckpointError(

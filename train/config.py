@@ -240,7 +240,8 @@ class TrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """Skip steps whose loss or gradient norm is far above the usual; None: make all of them."""
     stalled_after_s: Positive | None = 1800.0
     """A process that has been at one thing (loading a batch, a step, a save) for so many seconds has stalled, and the
-    run ends with an error that names it; four times as many to compile or restore. None: wait for ever."""
+    run ends with an error that names it; four times as many to compile, restore or look at held-out rows. None: wait
+    for ever."""
 
     def __post_init__(self):
         if (self.steps is None) == (self.epochs is None):

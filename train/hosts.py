@@ -97,7 +97,7 @@ def share_of_batch(mesh: jax.sharding.Mesh, spec: jax.sharding.PartitionSpec, *,
 
     Processes whose devices hold the same rows have the same share. Where a mesh gives a process rows that are not
     consecutive, as on the grid of a TPU pod, its share is still one run of the plan's rows: the batch then has the same
-    rows in another order, on which nothing depends.
+    rows in another order, on which nothing depends but which row has which noise (`train.noise`).
 
     Raises ValueError when the processes hold unlike numbers of rows, or overlapping ones.
     """
@@ -119,7 +119,7 @@ def pick_share(held: dict[int, frozenset[int]], process: int, *, rows: int) -> S
         sizes = ", ".join(f"process {index}: {len(part)}" for index, part in sorted(held.items()))
         raise ValueError(
             f"the mesh gives the processes overlapping or unlike parts of the {rows} rows of a batch ({sizes}); make "
-            "mesh.fsdp * mesh.expert a multiple or a divisor of the number of processes"
+            "mesh.data * mesh.fsdp * mesh.expert a multiple or a divisor of the number of processes"
         )
     first = min(index for index, part in held.items() if part == held[process])
     return Share(parts.index(held[process]), len(parts), first == process)

@@ -298,6 +298,7 @@ def _looks(run: _Run, step: int) -> bool:
 def _look(run: _Run, params: Params, step: int) -> None:
     """Looks at the held-out rows, if there are any, and notes what it saw."""
     if run.look is not None:
+        run.stage.looks(step)
         record = run.look(params)
         run.writer.write_event("held_out", step, record, scalars_of(record))
 
@@ -318,7 +319,9 @@ def _save(run: _Run, state: TrainState, step: int, next_row: int, *, is_last: bo
     began = time.monotonic()
     try:
         if is_last or stopping:
-            run.saver.save_last(state, step=step, next_row=next_row, patient=not stopping)
+            run.saver.save_last(
+                state, step=step, next_row=next_row, patient=not stopping, on_wait=lambda: run.stage.saves(step)
+            )
         else:
             run.saver.save(state, step=step, next_row=next_row)
     finally:

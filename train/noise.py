@@ -1,7 +1,7 @@
 """Noise of training rows: NEFTune's on embeddings, and dropout.
 
 The noise of a row comes from the run's seed, the step and the row's place in the global batch, so that it is the same
-on any mesh, in any microbatch and on any number of hosts.
+on any mesh, in any microbatch and on any number of hosts, where each has consecutive rows (`train.hosts`).
 """
 
 from typing import NamedTuple

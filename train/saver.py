@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,9 @@ from train.config import CheckpointConfig
 from train.hosts import agree, is_first
 from train.paths import overlay
 from train.state import TrainState
+
+SLEEP_S = 10.0
+"""Most seconds that a process waiting for a retry gives no sign."""
 
 
 class SaveEvent(NamedTuple):
@@ -122,9 +126,18 @@ class Saver:
             self._writing = _Writing(step, self._folder, response.result)
         self._writing.start()
 
-    def save_last(self, state: TrainState, *, step: int, next_row: int, patient: bool) -> None:
+    def save_last(
+        self,
+        state: TrainState,
+        *,
+        step: int,
+        next_row: int,
+        patient: bool,
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> None:
         """Saves and waits until the checkpoint is whole; tries again as the recipe says, if there is time (`patient`).
 
+        `on_wait` is called now and then between the tries: they may take longer than a process may be at one thing.
         Raises CheckpointError when it could not be written.
         """
         self.save(state, step=step, next_row=next_row)
@@ -132,7 +145,11 @@ class Saver:
         while self._failures:
             if not patient:
                 raise _final(f"step {step} is not saved, and the run was told to stop: {self._last_error}")
-            time.sleep(self._config.retry_every_s)
+            left_s = self._config.retry_every_s
+            while left_s > 0:
+                time.sleep(min(left_s, SLEEP_S))
+                left_s -= SLEEP_S
+                on_wait()
             self.save(state, step=step, next_row=next_row)
             self._settle()
 

@@ -49,9 +49,13 @@ class Stage:
         """The metrics of this step are written and shown."""
         self._enter((ahead, 3), f"writes the metrics of step {step}")
 
+    def looks(self, step: int) -> None:
+        """The held-out rows are looked at with the state of this step; the first time that is compiled."""
+        self._enter((step, 4), f"looks at held-out rows after step {step}", LONG)
+
     def saves(self, step: int) -> None:
         """The state of this step is saved, after a save before it has ended."""
-        self._enter((step, 4), f"saves step {step}")
+        self._enter((step, 5), f"saves step {step}")
 
     def ends(self) -> None:
         """No step is at work any more."""

@@ -21,6 +21,7 @@ from model.parallel import ways
 from train.config import OptimConfig
 from train.job import head_positions
 from train.optim import make_optimizer
+from train.spikes import watch_spikes
 from train.state import TrainState, abstract_state, with_ema
 from train.step import StepSpec, train_step
 
@@ -94,9 +95,11 @@ def make_step(recipe: Recipe, cfg: ModelConfig, *, trained_share: float) -> Abst
         dropout=recipe.train.dropout,
         num_sources=1 + len(recipe.data.sources),
         gradient_share=recipe.train.gradient_share,
+        spikes=recipe.train.spikes,
     )
     # How long the run is changes numbers in the schedule, no shape.
     tx = make_optimizer(recipe.optim, recipe.train.steps or _few_steps(recipe.optim), freeze=spec.freeze)
+    tx = tx if spec.spikes is None else watch_spikes(tx, spec.spikes)
     sharding = jax.sharding.NamedSharding(mesh, axes.spec("batch", None))
     rows = (recipe.train.batch_rows, length)
 

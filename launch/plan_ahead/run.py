@@ -41,7 +41,11 @@ def run_plan_ahead(
         raise RecipeError(f"--trained-share {trained_share:g} is no share of a row's positions; give one in (0, 1]")
     place = parse_topology(topology)
     _set_up(place)
-    mesh = _make_mesh(recipe, list(make_devices(place)))
+    devices = list(make_devices(place))
+    is_preset, sized = recipe.mesh.preset is not None, size_mesh(recipe, len(devices))
+    # The search changes microbatches, from which a preset would choose other sizes: the mesh stays as it is now.
+    recipe = msgspec.structs.replace(recipe, mesh=sized)
+    mesh = make_mesh(sized, devices)
     with jax.set_mesh(mesh):
         cfg = resolve_config(recipe)
 
@@ -60,14 +64,13 @@ def run_plan_ahead(
             made = plan(recipe)
     print_ahead_plan(made, place, console)
     if is_search and made.fits:
-        console.print(f"[bold]compute.remat={made.remat} train.microbatches={made.microbatches}[/]", highlight=False)
+        sizes = [f"mesh.{name}={size}" for name, size in made.mesh.items() if size > 1]
+        found = [f"compute.remat={made.remat}", f"train.microbatches={made.microbatches}"]
+        found += ["mesh.preset=null", *sizes] if is_preset else []
+        console.print(f"[bold]{' '.join(found)}[/]", highlight=False, soft_wrap=True)
     if json_file is not None:
         _write(made, recipe, cfg, place, Path(json_file))
     return 0 if made.fits else EXIT_DOES_NOT_FIT
-
-
-def _make_mesh(recipe: Recipe, devices: list[Any]) -> jax.sharding.Mesh:
-    return make_mesh(size_mesh(recipe, len(devices)), devices)
 
 
 def _set_up(topology: Topology) -> None:

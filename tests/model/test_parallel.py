@@ -4,7 +4,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from toy import mesh_of
 
-from model.parallel import AxisRules, MeshConfig, check_divisible, make_mesh
+from model.parallel import AxisRules, MeshConfig, check_all_shard, check_divisible, make_mesh
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,12 @@ def test_sizes_a_mesh_does_not_divide_are_named_with_ones_that_it_does():
         check_divisible({"model.mlp_dim": (10, "tensor")}, mesh)
     with pytest.raises(ValueError, match=r"model.num_kv_heads=2 .* use 4"):
         check_divisible({"model.num_kv_heads": (2, "tensor")}, mesh)
+
+
+def test_devices_that_would_all_do_the_same_work_are_refused():
+    """Rules that leave an axis out train rightly, and as slowly as on a part of the machine."""
+    check_all_shard(AxisRules(length=None), mesh_of((2, 4)))
+    with pytest.raises(
+        ValueError, match=r"mesh axis sequence=4 shards nothing .*use mesh.sequence=1, or name sequence"
+    ):
+        check_all_shard(AxisRules(length=None), mesh_of(MeshConfig(fsdp=2, sequence=4)))

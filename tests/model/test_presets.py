@@ -31,6 +31,8 @@ def sizes_of(config, cfg=TOY, *, devices=8, rows=8, row_length=16):
         (MeshConfig(preset="long"), 8, {"fsdp": 4, "sequence": 2}),
         (MeshConfig(preset="long"), 1, {"sequence": 8}),
         (MeshConfig(preset="long", tensor=2), 1, {"sequence": 4, "tensor": 2}),
+        (MeshConfig(preset="long", data=2), 2, {"data": 2, "sequence": 4}),
+        (MeshConfig(preset="long", fsdp=2), 8, {"fsdp": 2, "sequence": 4}),
     ],
 )
 def test_presets_use_as_few_devices_beside_the_rows_as_the_rows_allow(config, rows, wanted):
@@ -56,7 +58,7 @@ def test_a_config_without_a_preset_is_left_alone():
             "fsdp_tp",
             TOY,
             {"rows": 3},
-            r"can have 4 on the tensor axis at most; the other 2 do not divide 3 rows .*use 2 or 4",
+            r"can have 4 on the tensor axis at most; the other 2 ways do not divide 3 rows .*use 2 or 4",
         ),
         ("long", TOY, {"row_length": 15}, "must divide the 8 devices it may use and data.packing.row_length=15"),
     ],
@@ -64,6 +66,12 @@ def test_a_config_without_a_preset_is_left_alone():
 def test_a_preset_that_cannot_be_had_says_which_numbers_would_do(preset, cfg, changes, message):
     with pytest.raises(ValueError, match=message):
         sizes_of(MeshConfig(preset=preset), cfg, **changes)
+
+
+@pytest.mark.parametrize("config", [MeshConfig(preset="long", tensor=16), MeshConfig(preset="fsdp_tp", data=3)])
+def test_sizes_beside_a_preset_that_do_not_divide_the_devices_are_named(config):
+    with pytest.raises(ValueError, match=r"with mesh\.(tensor=16|data=3): their product .* 8 devices present"):
+        sizes_of(config)
 
 
 def test_every_preset_is_the_name_of_an_axis_of_the_mesh():

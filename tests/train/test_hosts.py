@@ -47,7 +47,7 @@ def test_each_row_of_a_batch_is_loaded_by_the_processes_that_hold_it(rows, share
 @pytest.mark.parametrize("rows", [[(0, 1, 2), (3,)], [(0, 1, 2), (1, 2, 3)], [(0, 1), (1, 2), (2, 3)]])
 def test_processes_that_hold_unlike_or_overlapping_rows_are_refused(rows):
     """Whatever share they were given, some rows would be lost or counted twice."""
-    with pytest.raises(ValueError, match=r"overlapping or unlike parts of the 4 rows .*process 0: .*make mesh.fsdp"):
+    with pytest.raises(ValueError, match=r"overlapping or unlike parts of the 4 rows .*process 0: .*make mesh.data"):
         pick_share(held(*rows), 0, rows=4)
 
 

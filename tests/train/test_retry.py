@@ -100,6 +100,22 @@ def test_the_last_save_waits_for_room(tmp_path, one_device, monkeypatch):
     assert list_steps(tmp_path) == ([1], [])
 
 
+def test_a_last_save_that_waits_for_room_is_not_taken_for_a_stall(tmp_path, one_device, monkeypatch):
+    """Retries of 20 x 60 seconds and more outlast train.stalled_after_s: the watch would end the run it waits for."""
+    waits, signs = [], []
+    with contextlib.ExitStack() as disk, open_saver(tmp_path, retry_every_s=25.0) as saver:
+        disk.enter_context(full_disk())
+
+        def sleep(seconds):
+            waits.append(seconds)
+            disk.close()
+
+        monkeypatch.setattr(train.saver.time, "sleep", sleep)
+        saver.save_last(state_of(LARGE), step=1, next_row=1, patient=True, on_wait=lambda: signs.append(len(waits)))
+    assert waits == [10.0, 10.0, 5.0]
+    assert signs == [1, 2, 3]
+
+
 def test_a_run_that_is_told_to_stop_does_not_wait_for_room(tmp_path, one_device):
     """The seconds before a machine is taken away are few; and its state is not saved: that is no exit to restart on."""
     message = r"step 1 is not saved, and the run was told to stop: .*File too large"

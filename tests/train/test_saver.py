@@ -346,3 +346,14 @@ def test_a_disk_too_small_for_the_run_is_refused_before_the_first_step(tmp_path,
     check_disk(tmp_path, state, copies=4)
     with pytest.raises(CheckpointError, match=r"has 0 MB free; 5 checkpoints .* need .*lower checkpoint.keep_last"):
         check_disk(tmp_path, state, copies=5)
+
+
+def test_the_room_for_an_average_is_that_of_all_parameters_frozen_ones_too(tmp_path, monkeypatch):
+    """It is saved whole, whatever is trained: a run of which little is trained would fill the disk."""
+    params = {"a": jax.ShapeDtypeStruct((1000,), np.float32), "b": jax.ShapeDtypeStruct((1000,), np.float32)}
+    step = jax.ShapeDtypeStruct((), np.int32)
+    state = TrainState(step=step, params=params, opt_state=(), ema={"a": params["a"]})
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=16_003))
+    with pytest.raises(CheckpointError, match="1 checkpoints of 0 MB"):
+        check_disk(tmp_path, state, copies=1)
