@@ -26,13 +26,6 @@ class Places(NamedTuple):
         return jnp.arange(self.segments_BT.shape[1], dtype=jnp.int32) if self.index_T is None else self.index_T
 
 
-def packed_mask(
-    segments_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"], window: int = 0
-) -> Bool[Array, "B T T"]:
-    """`visible` of whole rows."""
-    return visible(Places(segments_BT, positions_BT), Places(segments_BT, positions_BT), window)
-
-
 def visible(query: Places, key: Places, window: int = 0) -> Bool[Array, "B T S"]:
     """True where a query may look: at its own segment, at or before itself, less than `window` before if that is not 0.
 

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from data.batch import Batch, Role
+from model.attention import Places, visible
 from model.config import ModelConfig
 from model.parallel import MESH_AXES, AxisRules, MeshConfig, make_mesh
 from train.config import OptimConfig
@@ -103,6 +104,12 @@ def place_state(params, tx: optax.GradientTransformation) -> TrainState:
         return jax.device_put(leaf, like.sharding.spec if like.sharding else jax.P())
 
     return jax.tree.map(place, host, abstract_state(TOY, AXES, tx))
+
+
+def packed_mask(segments_BT, positions_BT, window=0):
+    """What each place of whole rows sees."""
+    places = Places(segments_BT, positions_BT)
+    return visible(places, places, window)
 
 
 def copy_to_host(tree):

@@ -100,7 +100,7 @@ def step(shape: Shape, compute: dict[str, Any], q_BTNH, k_BSKH, v_BSKH, g_BTNH, 
     import jax
     import jax.numpy as jnp
 
-    from model.attention import Places, attend, packed_mask
+    from model.attention import Places, attend, visible
     from model.attention_choice import choose_attention, platform_in_use
     from model.attention_packed import attend_packed
     from model.config import ComputeConfig, ModelConfig
@@ -111,13 +111,13 @@ def step(shape: Shape, compute: dict[str, Any], q_BTNH, k_BSKH, v_BSKH, g_BTNH, 
     )
     config = ComputeConfig(dtype=shape.dtype, **compute)  # type: ignore[arg-type]
     kernel = choose_attention(model, config, platform=platform_in_use(), row_length=shape.length)
-    axes, scale, places = AxisRules(), shape.width**-0.5, Places(segments_BT, positions_BT)
+    axes, scale, places = AxisRules(length=None), shape.width**-0.5, Places(segments_BT, positions_BT)
 
     def run(q_BTNH, k_BSKH, v_BSKH):
         if kernel.name != "dense":
             return attend_packed(q_BTNH, k_BSKH, v_BSKH, places, places, kernel=kernel, scale=scale, axes=axes)
         return attend(
-            q_BTNH, k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 3, 1), packed_mask(segments_BT, positions_BT),
+            q_BTNH, k_BSKH.transpose(0, 2, 3, 1), v_BSKH.transpose(0, 2, 3, 1), visible(places, places),
             layout="BKHS", scale=scale, out_spec=axes.spec("batch", None, "heads", None),
         )  # fmt: skip
 

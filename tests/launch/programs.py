@@ -28,8 +28,7 @@ def write_tiny_recipe(folder: Path, *, run_dir: Path, steps: int, save_every: in
 
 def environment(devices: int) -> dict[str, str]:
     """This process's environment, on that many simulated CPU devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "COLUMNS": "120"}
+    return {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "COLUMNS": "120"}
 
 
 def polytune_command(*arguments: object) -> list[str]:

@@ -2,9 +2,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from toy import TOLERANCE
+from toy import TOLERANCE, packed_mask
 
-from model.attention import alibi_slopes, attend, cached_mask, packed_mask
+from model.attention import alibi_slopes, attend, cached_mask
 
 WHOLE = PartitionSpec(None, None, None, None)
 

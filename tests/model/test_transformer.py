@@ -6,9 +6,8 @@ import msgspec
 import numpy as np
 import numpy_decoder
 import pytest
-from toy import AXES, MESHES, ROW_LENGTH, TOLERANCE, TOY, assert_equal_trees, copy_to_host, mesh_of
+from toy import AXES, MESHES, ROW_LENGTH, TOLERANCE, TOY, assert_equal_trees, copy_to_host, mesh_of, packed_mask
 
-from model.attention import packed_mask
 from model.config import ComputeConfig, LayerKind, RopeConfig
 from model.parallel import UNSHARDED
 from model.transformer import abstract, apply, count_parameters, init
