@@ -53,7 +53,7 @@ class Utilisation:
         formula = (
             f"model FLOPs of a step: 6 x {self.used - head:,} parameters a real token + 6 x {head:,} of the head a "
             f"trained token + 12 x {self.model.num_heads * self.model.head_dim:,} (heads x width) for each key that a "
-            "real token sees in each layer, frozen parameters as if they were trained; nothing for padding or recomputation"
+            "real token sees in each layer; frozen parameters count as trained ones, padding and recomputation nothing"
         )
         if self.peak_flops_per_s is None:
             return f"{formula}. MFU is not shown: {self.peak_source}"
