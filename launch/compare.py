@@ -51,7 +51,13 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 def run_compare(run_a: str, run_b: str, *, json_file: str | None, console: Console) -> int:
     """Prints what differs and the numbers side by side; `json_file` gets all of it, exactly."""
-    compared = compare(read_run(Path(run_a)), read_run(Path(run_b)))
+    runs = [read_run(Path(run)) for run in (run_a, run_b)]
+    for run, files in zip((run_a, run_b), runs, strict=True):
+        if not facts_of(files):
+            raise ValueError(
+                f"{run} holds no run: neither run_card.json nor recipe.yaml is there; give run directories"
+            )
+    compared = compare(*runs)
     print_comparison(compared, console)
     if json_file is not None:
         path = Path(json_file)

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from eval.run_files import read_run
 from launch.cli import main
-from launch.compare import compare, facts_of, print_comparison
+from launch.compare import compare, facts_of, print_comparison, run_compare
 
 RECIPE = """
 run: {dir: %(dir)s, seed: 1}
@@ -167,3 +167,10 @@ def test_the_verb_writes_everything_as_json(runs, tmp_path, capsys):
     assert len(written["differences"]) == 3
     assert main(["compare", str(runs[0]), str(tmp_path / "nowhere")]) == 2
     assert "is no directory; give the run directory" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_folder_in_which_no_run_has_begun_is_no_equal_run(runs, tmp_path):
+    """Data were prepared and the run refused: two such folders have nothing that differs."""
+    (tmp_path / "refused" / "plan").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"refused holds no run: neither run_card.json nor recipe.yaml is there"):
+        run_compare(str(tmp_path / "refused"), str(tmp_path / "refused"), json_file=None, console=Console(quiet=True))
