@@ -53,10 +53,8 @@ def run_compare(run_a: str, run_b: str, *, json_file: str | None, console: Conso
     """Prints what differs and the numbers side by side; `json_file` gets all of it, exactly."""
     runs = [read_run(Path(run)) for run in (run_a, run_b)]
     for run, files in zip((run_a, run_b), runs, strict=True):
-        if not facts_of(files):
-            raise ValueError(
-                f"{run} holds no run: neither run_card.json nor recipe.yaml is there; give run directories"
-            )
+        if not files.card and not files.recipe_text:
+            raise ValueError(f"{run} holds no run: no run_card.json, no recipe.yaml; give run directories")
     compared = compare(*runs)
     print_comparison(compared, console)
     if json_file is not None:

@@ -172,5 +172,5 @@ def test_the_verb_writes_everything_as_json(runs, tmp_path, capsys):
 def test_a_folder_in_which_no_run_has_begun_is_no_equal_run(runs, tmp_path):
     """Data were prepared and the run refused: two such folders have nothing that differs."""
     (tmp_path / "refused" / "plan").mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"refused holds no run: neither run_card.json nor recipe.yaml is there"):
+    with pytest.raises(ValueError, match=r"refused holds no run: no run_card.json, no recipe.yaml"):
         run_compare(str(tmp_path / "refused"), str(tmp_path / "refused"), json_file=None, console=Console(quiet=True))
