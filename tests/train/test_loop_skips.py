@@ -68,6 +68,7 @@ def test_three_batches_of_nan_in_a_row_stop_the_run_and_are_never_saved(tmp_path
     assert jax.tree.all(jax.tree.map(lambda leaf: np.isfinite(leaf).all(), saved_params(tmp_path / "run")))
 
 
+@pytest.mark.slow
 def test_loss_spikes_are_skipped_and_resumed_to_the_same_bits(tmp_path, one_device):
     """Skipped are those that the logged numbers say; the window they are judged by is part of the checkpoint."""
     config = SpikeConfig(sigma=0.5, window=3)

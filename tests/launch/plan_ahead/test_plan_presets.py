@@ -4,13 +4,13 @@ from types import SimpleNamespace
 
 import jax
 import pytest
-from programs import write_tiny_recipe
 from rich.console import Console
 from toy import mesh_of
 
 import launch.plan_ahead.run
 from launch.plan_ahead.program import make_step, resolve_config
 from launch.recipe import load_recipe
+from tests.launch.programs import write_tiny_recipe
 from train.spikes import WatchedState
 
 
