@@ -155,6 +155,30 @@ def resolve_model(cfg: ModelConfig, tokenizer: Tokenizer) -> ModelConfig:
     return msgspec.structs.replace(cfg, vocab_size=cfg.vocab_size or tokenizer.vocab_size)
 
 
+def make_spec(recipe: Recipe, cfg: ModelConfig, *, languages: int, sources: int, most_trained: int) -> StepSpec:
+    """What is static about the step of a recipe, with tables of so many languages and sources; planned and trained."""
+    train = recipe.train
+    return StepSpec(
+        model=cfg,
+        axes=recipe.axes,
+        compute=recipe.compute,
+        num_languages=languages,
+        most_trained=most_trained,
+        microbatches=train.microbatches,
+        loss=train.loss,
+        router=train.router,
+        freeze=train.freeze,
+        ema_decay=train.ema_decay,
+        optimizer_memory=train.optimizer_memory,
+        neftune_alpha=train.neftune_alpha,
+        dropout=train.dropout,
+        seed=recipe.run.seed,
+        num_sources=sources,
+        gradient_share=train.gradient_share,
+        spikes=train.spikes,
+    )
+
+
 def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
     """Everything the loop needs, decided before the first step."""
     model_config = resolve_model(origin.cfg, prepared.tokenizer)
@@ -171,24 +195,10 @@ def make_job(recipe: Recipe, origin: Origin, prepared: Prepared) -> TrainJob:
         trained_per_row(prepared.dataset, plan), batch_rows=recipe.train.batch_rows, row_length=plan.row_length,
         multiple=ways(axes.length, mesh),
     )  # fmt: skip
-    spec = StepSpec(
-        model=model_config,
-        axes=axes,
-        compute=recipe.compute,
-        num_languages=len(prepared.dataset.facts.languages),
-        most_trained=max(most_trained_S),
-        microbatches=recipe.train.microbatches,
-        loss=recipe.train.loss,
-        router=recipe.train.router,
-        freeze=recipe.train.freeze,
-        ema_decay=recipe.train.ema_decay,
-        optimizer_memory=recipe.train.optimizer_memory,
-        neftune_alpha=recipe.train.neftune_alpha,
-        dropout=recipe.train.dropout,
-        seed=recipe.run.seed,
-        num_sources=len(prepared.dataset.facts.sources),
-        gradient_share=recipe.train.gradient_share,
-    )
+    spec = make_spec(
+        recipe, model_config, languages=len(prepared.dataset.facts.languages),
+        sources=len(prepared.dataset.facts.sources), most_trained=max(most_trained_S),
+    )  # fmt: skip
     return TrainJob(
         run_dir=Path(recipe.run.dir),
         spec=spec,

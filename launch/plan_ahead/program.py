@@ -14,7 +14,7 @@ from data.batch import Batch
 from data.tokenizer import load_tokenizer
 from launch.config import Recipe, RecipeError
 from launch.origin import Origin, open_origin
-from launch.train import check_sizes, resolve_model
+from launch.train import check_sizes, make_spec, resolve_model
 from model.chips import GIB
 from model.config import ModelConfig
 from model.parallel import ways
@@ -79,24 +79,10 @@ def make_step(recipe: Recipe, cfg: ModelConfig, *, trained_share: float) -> Abst
     check_sizes(recipe, cfg, mesh)
     axes, length = recipe.axes, recipe.data.packing.row_length
     trained = np.array([math.ceil(length * trained_share)])
-    spec = StepSpec(
-        model=cfg,
-        axes=axes,
-        compute=recipe.compute,
-        num_languages=ASSUMED_LANGUAGES,
-        most_trained=head_positions(trained, batch_rows=1, row_length=length, multiple=ways(axes.length, mesh))[0],
-        microbatches=recipe.train.microbatches,
-        router=recipe.train.router,
-        loss=recipe.train.loss,
-        freeze=recipe.train.freeze,
-        ema_decay=recipe.train.ema_decay,
-        optimizer_memory=recipe.train.optimizer_memory,
-        neftune_alpha=recipe.train.neftune_alpha,
-        dropout=recipe.train.dropout,
-        num_sources=1 + len(recipe.data.sources),
-        gradient_share=recipe.train.gradient_share,
-        spikes=recipe.train.spikes,
-    )
+    most = head_positions(trained, batch_rows=1, row_length=length, multiple=ways(axes.length, mesh))[0]
+    spec = make_spec(
+        recipe, cfg, languages=ASSUMED_LANGUAGES, sources=1 + len(recipe.data.sources), most_trained=most
+    )  # fmt: skip
     # How long the run is changes numbers in the schedule, no shape.
     tx = make_optimizer(recipe.optim, recipe.train.steps or _few_steps(recipe.optim), freeze=spec.freeze)
     tx = tx if spec.spikes is None else watch_spikes(tx, spec.spikes)

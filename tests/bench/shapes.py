@@ -24,6 +24,7 @@ from launch.origin import size_mesh
 from launch.plan_ahead.program import resolve_config
 from launch.recipe import load_recipe
 from launch.runtime import set_up_process, use_mesh
+from launch.train import make_spec
 from model.attention_choice import choose_attention, describe_attention, platform_in_use
 from model.parallel import describe_axes, ways
 from model.transformer import count_parameters
@@ -33,7 +34,7 @@ from train.job import head_positions
 from train.mfu import make_utilisation
 from train.optim import make_optimizer
 from train.state import init_state
-from train.step import StepSpec, train_step
+from train.step import train_step
 
 WARM_UP = 3
 
@@ -66,11 +67,7 @@ def time_steps(recipe: Recipe, steps: int, console: Console) -> None:
     trained_R = np.concatenate([(batch.loss_weight_BT > 0).sum(axis=1) for batch in batches])
     multiple = ways(recipe.axes.length, mesh)
     most = max(head_positions(trained_R, batch_rows=rows, row_length=length, multiple=multiple))
-    spec = StepSpec(
-        model=cfg, axes=recipe.axes, compute=recipe.compute, num_languages=2, most_trained=most,
-        microbatches=recipe.train.microbatches, loss=recipe.train.loss, freeze=recipe.train.freeze,
-        optimizer_memory=recipe.train.optimizer_memory,
-    )  # fmt: skip
+    spec = make_spec(recipe, cfg, languages=2, sources=0, most_trained=most)
     tx = make_optimizer(recipe.optim, 10**6, freeze=spec.freeze)
     state = init_state(cfg, spec.axes, tx, jax.random.key(0), memory=spec.optimizer_memory)
     utilisation = make_utilisation(spec, recipe.train)
