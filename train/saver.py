@@ -24,9 +24,6 @@ SLEEP_S = 10.0
 """Most seconds that a process waiting for a retry gives no sign."""
 
 
-CLEARING_TRIES, CLEARING_PAUSE_S = 30, 0.1
-
-
 class SaveEvent(NamedTuple):
     """A checkpoint that is whole by now, or a save that has failed."""
 
@@ -192,7 +189,8 @@ class Saver:
             self._checkpointer = None
         if is_first():
             with contextlib.suppress(OSError):  # out of reach: what is left there is cleared away by the next save
-                _clear_incomplete(self._folder.parent)
+                for path in list_steps(self._folder.parent)[1]:
+                    shutil.rmtree(path, ignore_errors=True)
         if self._config.on_error == "stop":
             raise _final(error)
         if self._failures >= self._config.max_failures:
@@ -244,19 +242,6 @@ def _open(folder: Path, config: CheckpointConfig) -> ocp.training.Checkpointer:
             preservation_policy=keep_any,
             cleanup_tmp_directories=True,
         )
-
-
-def _clear_incomplete(run_dir: Path) -> None:
-    """Removes half-written checkpoints, again if need be: threads of a failed save may write on for a moment."""
-    quiet = 0
-    for _ in range(CLEARING_TRIES):
-        left = list_steps(run_dir)[1]
-        for path in left:
-            shutil.rmtree(path, ignore_errors=True)
-        quiet = 0 if left else quiet + 1
-        if quiet == 2:
-            return
-        time.sleep(CLEARING_PAUSE_S)
 
 
 def _probe(folder: Path) -> str | None:
