@@ -24,6 +24,9 @@ SLEEP_S = 10.0
 """Most seconds that a process waiting for a retry gives no sign."""
 
 
+CLEARING_TRIES, CLEARING_PAUSE_S = 50, 0.1
+
+
 class SaveEvent(NamedTuple):
     """A checkpoint that is whole by now, or a save that has failed."""
 
@@ -189,8 +192,7 @@ class Saver:
             self._checkpointer = None
         if is_first():
             with contextlib.suppress(OSError):  # out of reach: what is left there is cleared away by the next save
-                for path in list_steps(self._folder.parent)[1]:
-                    shutil.rmtree(path, ignore_errors=True)
+                _clear_incomplete(self._folder.parent)
         if self._config.on_error == "stop":
             raise _final(error)
         if self._failures >= self._config.max_failures:
@@ -242,6 +244,19 @@ def _open(folder: Path, config: CheckpointConfig) -> ocp.training.Checkpointer:
             preservation_policy=keep_any,
             cleanup_tmp_directories=True,
         )
+
+
+def _clear_incomplete(run_dir: Path) -> None:
+    """Removes half-written checkpoints, again if need be: threads of a failed save may write on for a moment."""
+    quiet, pause = 0, threading.Event()
+    for _ in range(CLEARING_TRIES):
+        left = list_steps(run_dir)[1]
+        for path in left:
+            shutil.rmtree(path, ignore_errors=True)
+        quiet = 0 if left else quiet + 1
+        if quiet == 2:
+            return
+        pause.wait(CLEARING_PAUSE_S)
 
 
 def _probe(folder: Path) -> str | None:
