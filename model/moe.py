@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 from model.config import ExpertsConfig, ModelConfig
 from model.grouped_product import multiply_groups
 from model.layers import activate, normal_initializer
-from model.parallel import AxisRules, axis_names
+from model.parallel import AxisRules, axis_names, ways
 
 
 class RouterSums(NamedTuple):
@@ -83,36 +83,104 @@ class Experts(nn.Module):
             (num, width, cfg.dim),
         )  # fmt: skip
         used = {name: axes.spec("experts", *((None, "mlp") if name != "down" else ("mlp", None))) for name in weights}
-        tokens_spec = axes.spec("batch", "length", None)
-        specs = (tokens_spec, axes.spec("batch", "length"), jax.P(None, None), used)
-        serve = jax.shard_map(functools.partial(_serve, cfg, axes), in_specs=specs, out_specs=(tokens_spec, jax.P()))
         # Cast before it is gathered: half the bytes in bfloat16.
-        weights = {name: weight.astype(x_BTD.dtype) for name, weight in weights.items()}
-        return serve(*jax.reshard((x_BTD, is_real_BT, router_DE, weights), specs))
+        weights = jax.reshard({name: weight.astype(x_BTD.dtype) for name, weight in weights.items()}, used)
+        tokens, real = axes.spec("batch", "length", None), axes.spec("batch", "length")
+        pairs = _pairs_spec(axes)
+        collect = jax.shard_map(
+            functools.partial(_collect, cfg, axes),
+            in_specs=(tokens, real, jax.P(None, None)),
+            out_specs=(pairs, jax.P()),
+        )
+        run = jax.shard_map(
+            functools.partial(_run, cfg), in_specs=(pairs.rows_PD, pairs.sizes_E, used), out_specs=pairs.rows_PD,
+            check_vma=False,
+        )  # fmt: skip
+        give_back = jax.shard_map(functools.partial(_give_back, axes), in_specs=(pairs,), out_specs=tokens)
+        sent, sums = collect(*jax.reshard((x_BTD, is_real_BT, router_DE), (tokens, real, jax.P(None, None))))
+        return give_back(sent._replace(rows_PD=run(sent.rows_PD, sent.sizes_E, weights))), sums
 
 
-def _serve(cfg: ModelConfig, axes: AxisRules, x_BTD, is_real_BT, router_DE, weights: dict[str, Array]):
-    """One device's tokens through the experts, whose matrices are spread along the mesh axes of `axes.experts`.
+class Pairs(NamedTuple):
+    """What one device computes: the pairs of tokens with its own experts first, expert by expert, and then the rest.
 
-    Along those axes rows are gathered; each device computes what its experts, and its part of their width, add to
-    all of them; and the sums of that go back to the rows' owners.
+    Between `jax.shard_map`s the arrays of all devices stand one after the other.
+    """
+
+    rows_PD: Float[Array, "P D"]
+    sizes_E: Int[Array, "E"]
+    """How many pairs each of the device's experts has."""
+    order_P: Int[Array, "P"]
+    """Which pair, in the order of tokens, stands at each place."""
+    back_P: Int[Array, "P"]
+    """Where each pair stands."""
+    weight_BTC: Float[Array, "B T C"]
+
+
+def _pairs_spec(axes: AxisRules) -> Pairs:
+    tokens, elsewhere = _token_axes(axes)
+    each = tokens + elsewhere or None
+    return Pairs(jax.P(each, None), jax.P(each), jax.P(each), jax.P(each), jax.P(each, None, None))
+
+
+def _token_axes(axes: AxisRules) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Mesh axes along which tokens are split, and those along which only experts or their width are."""
+    tokens = axis_names(axes.batch) + axis_names(axes.length)
+    return tokens, tuple(name for name in axis_names(axes.experts) + axis_names(axes.mlp) if name not in tokens)
+
+
+def _shared_axes(axes: AxisRules) -> tuple[str, ...]:
+    """Mesh axes of both rows and experts: along them rows are gathered, and given back."""
+    return tuple(name for name in axis_names(axes.experts) if name in axis_names(axes.batch))
+
+
+def _collect(cfg: ModelConfig, axes: AxisRules, x_BTD, is_real_BT, router_DE) -> tuple[Pairs, RouterSums]:
+    """Routes one device's tokens; the pairs of its experts with them and with the tokens of those it shares rows with.
+
+    Each device of such a group, and of those that split the experts' width, computes what its part adds to all rows.
     """
     assert cfg.experts is not None
-    route, sums = _route(cfg.experts, x_BTD, is_real_BT, router_DE)
-    experts, mlp = axis_names(axes.experts), axis_names(axes.mlp)
-    tokens = axis_names(axes.batch) + axis_names(axes.length)
-    shared = tuple(name for name in experts if name in axis_names(axes.batch))
-    elsewhere = tuple(name for name in experts + mlp if name not in tokens)
-    if shared:
-        x_BTD, route = jax.tree.map(lambda x: jax.lax.all_gather(x, shared, axis=0, tiled=True), (x_BTD, route))
-    x_BTD, route = jax.lax.pcast((x_BTD, route), elsewhere, to="varying")
-    only_tokens = tuple(name for name in tokens if name not in experts + mlp)
-    weights = jax.lax.pcast(weights, only_tokens, to="varying")
-    first = jax.lax.axis_index(experts) * weights["down"].shape[0] if experts else 0
-    out_BTD = _apply_experts(cfg, x_BTD, route, weights, first=first, varying=tokens + elsewhere)
-    if shared:
+    (expert_BTC, weight_BTC), sums = _route(cfg.experts, x_BTD, is_real_BT, router_DE)
+    tokens, elsewhere = _token_axes(axes)
+    here = (x_BTD, expert_BTC, weight_BTC)
+    if shared := _shared_axes(axes):
+        here = jax.tree.map(lambda x: jax.lax.all_gather(x, shared, axis=0, tiled=True), here)
+    x_BTD, expert_BTC, weight_BTC = jax.lax.pcast(here, elsewhere, to="varying")
+    experts = axis_names(axes.experts)
+    num = cfg.experts.num_experts // ways(experts, jax.sharding.get_abstract_mesh())
+    first = jax.lax.axis_index(experts) * num if experts else 0
+    local_P = expert_BTC.reshape(-1) - first
+    local_P = jnp.where((local_P >= 0) & (local_P < num), local_P, num)
+    order_P = jnp.argsort(local_P, stable=True)
+    back_P = jnp.argsort(order_P)
+    rows_PD = jnp.broadcast_to(x_BTD[:, :, None], (*expert_BTC.shape, cfg.dim)).reshape(-1, cfg.dim)
+    pairs = Pairs(
+        rows_PD=_permute(rows_PD, order_P, back_P),
+        sizes_E=jnp.sum(local_P[:, None] == jnp.arange(num)[None], axis=0),
+        order_P=order_P,
+        back_P=back_P,
+        weight_BTC=weight_BTC,
+    )
+    return pairs, jax.tree.map(lambda total: jax.lax.psum(total, tokens), sums)
+
+
+def _run(cfg: ModelConfig, rows_PD, sizes_E, weights: dict[str, Array]):
+    """What one device's experts, and its part of their width, make of its pairs; zeros for pairs with other experts."""
+    up_PF = multiply_groups(rows_PD, weights["up"], sizes_E)
+    gate_PF = multiply_groups(rows_PD, weights["gate"], sizes_E) if cfg.gated else up_PF
+    hidden_PF = activate(cfg, gate_PF[None])[0]
+    hidden_PF = hidden_PF * up_PF if cfg.gated else hidden_PF
+    return multiply_groups(hidden_PF, weights["down"], sizes_E)
+
+
+def _give_back(axes: AxisRules, pairs: Pairs):
+    """Weighted sums of each token's pairs, over all devices that computed some of them, where the tokens are."""
+    rows_PD = _permute(pairs.rows_PD, pairs.back_P, pairs.order_P)
+    rows_BTCD = rows_PD.reshape(*pairs.weight_BTC.shape, -1)
+    out_BTD = jnp.einsum("BTCD,BTC->BTD", rows_BTCD, pairs.weight_BTC)
+    if shared := _shared_axes(axes):
         out_BTD = jax.lax.psum_scatter(out_BTD, shared, scatter_dimension=0, tiled=True)
-    return jax.lax.psum(out_BTD, elsewhere), jax.tree.map(lambda total: jax.lax.psum(total, tokens), sums)
+    return jax.lax.psum(out_BTD, _token_axes(axes)[1])
 
 
 def _route(experts: ExpertsConfig, x_BTD, is_real_BT, router_DE) -> tuple[Route, RouterSums]:
@@ -138,27 +206,6 @@ def _route(experts: ExpertsConfig, x_BTD, is_real_BT, router_DE) -> tuple[Route,
         tokens=jnp.sum(real_BT),
     )
     return Route(expert_BTC, weight_BTC.astype(x_BTD.dtype)), sums
-
-
-def _apply_experts(cfg: ModelConfig, x_BTD, route: Route, weights: dict[str, Array], *, first, varying):
-    """What the experts from `first` on add to these tokens; pairs with other experts add nothing."""
-    num = weights["down"].shape[0]
-    local_P = route.expert_BTC.reshape(-1) - first
-    local_P = jnp.where((local_P >= 0) & (local_P < num), local_P, num)
-    order_P = jnp.argsort(local_P, stable=True)
-    back_P = jnp.argsort(order_P)
-    sizes_E = jnp.sum(local_P[:, None] == jnp.arange(num)[None], axis=0)
-    multiply = functools.partial(multiply_groups, sizes_E=sizes_E, varying=varying)
-
-    shape_BTCD = (*route.expert_BTC.shape, cfg.dim)
-    rows_PD = jnp.broadcast_to(x_BTD[:, :, None], shape_BTCD).reshape(-1, cfg.dim)
-    rows_PD = _permute(rows_PD, order_P, back_P)
-    up_PF = multiply(rows_PD, weights["up"])
-    gate_PF = multiply(rows_PD, weights["gate"]) if cfg.gated else up_PF
-    hidden_PF = activate(cfg, gate_PF[None])[0]
-    hidden_PF = hidden_PF * up_PF if cfg.gated else hidden_PF
-    rows_PD = _permute(multiply(hidden_PF, weights["down"]), back_P, order_P)
-    return jnp.einsum("BTCD,BTC->BTD", rows_PD.reshape(shape_BTCD), route.weight_BTC)
 
 
 @jax.custom_vjp

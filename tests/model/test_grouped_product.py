@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import TOLERANCE
 
-from model.grouped_product import blocked_outer, blocked_product, multiply_groups, ragged_outer, ragged_product
+from model.grouped_product import blocked_outer, blocked_product, kernel_outer, multiply_groups, ragged_product
 
 ROWS, DIM, WIDTH = 24, 3, 5
 
@@ -75,12 +75,32 @@ def test_blocks_longer_and_shorter_than_the_array_change_no_value(rows):
 
 
 @pytest.mark.parametrize("sizes", [[7, 0, 16], [3, 1, 2]])
-def test_the_formulation_for_tpus_gives_the_same(sizes):
+def test_the_product_for_tpus_gives_the_same(sizes):
     """No TPU is needed to compare them; what a TPU's compiler makes of it is its own affair."""
-    x_PD, w_EDF, g_PF = map(jnp.asarray, draw())
+    x_PD, w_EDF, _ = map(jnp.asarray, draw())
     sizes_E = jnp.array(sizes)
     np.testing.assert_allclose(ragged_product(x_PD, w_EDF, sizes_E), blocked_product(x_PD, w_EDF, sizes_E), **TOLERANCE)
-    np.testing.assert_allclose(ragged_outer(x_PD, g_PF, sizes_E), blocked_outer(x_PD, g_PF, sizes_E), **TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "sizes", [[0, 0, 0], [7, 0, 16], [3, 1, 2], [24, 0, 0]], ids=["none", "all_but_one", "with_rest", "one"]
+)
+def test_the_gradients_kernel_for_tpus_gives_the_same(sizes):
+    x_PD, _, g_PF = map(jnp.asarray, draw())
+    x_PD = x_PD.at[sum(sizes) :].set(1e3)  # rows of no group, which must add nothing
+    grad_EDF = kernel_outer(x_PD, g_PF, jnp.array(sizes), is_interpreted=True)
+    np.testing.assert_allclose(grad_EDF, blocked_outer(x_PD, g_PF, jnp.array(sizes)), **TOLERANCE)
+
+
+def test_the_gradients_kernel_for_tpus_in_several_tiles_gives_the_same():
+    """Rows, and both sides of the matrices, are no multiple of the tiles, which end within groups."""
+    rng = np.random.default_rng(0)
+    x_PD = jnp.asarray(rng.normal(size=(600, 1040)), jnp.bfloat16)
+    g_PF = jnp.asarray(rng.normal(size=(600, 800)), jnp.bfloat16)
+    sizes_E = jnp.array([250, 0, 300])
+    grad_EDF = kernel_outer(x_PD, g_PF, sizes_E, is_interpreted=True)
+    assert grad_EDF.dtype == jnp.float32
+    np.testing.assert_allclose(grad_EDF, blocked_outer(x_PD, g_PF, sizes_E), rtol=1e-4, atol=1e-4)
 
 
 def test_rows_of_no_group_are_zeros_whatever_they_hold():

@@ -1,4 +1,4 @@
-"""Splash attention, forwards and backwards, compiled for a TPU with none here, for whatever models ask of it."""
+"""Kernels, forwards and backwards, compiled for a TPU with none here, for whatever models ask of them."""
 
 import importlib.util
 
@@ -13,6 +13,7 @@ from launch.plan_ahead.topology import make_devices, parse_topology
 from model.attention import Places
 from model.attention_choice import Kernel
 from model.attention_packed import attend_packed
+from model.grouped_product import multiply_groups
 from model.parallel import MeshConfig, make_mesh
 
 pytestmark = pytest.mark.skipif(
@@ -78,3 +79,27 @@ def test_blockwise_compiles_for_what_splash_has_not():
     program = compile_gradient("v5e:2x2", MeshConfig(fsdp=4), name="blockwise", alibi=True, softcap=50.0, window=200)
     assert program.unknown_loops() == []
     assert count_flops(program) == 2 * (2 + 5) * 3 * (8 * 128 * 128 * 128)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32], ids=["bfloat16", "float32"])
+@pytest.mark.parametrize(
+    ("topology", "dim", "width"),
+    [("v5e:2x2", 2048, 768), ("v5p:2x2x1", 2048, 768), ("v6e:2x2", 2048, 768), ("v5e:2x2", 2880, 1408)],
+)
+def test_no_product_of_experts_is_every_row_with_every_matrix(topology, dim, width, dtype):
+    """`jax.lax.ragged_dot` brings a gradient for its matrices that compiles to just that: 32 times the work here."""
+    rows, experts = 2048, 32
+
+    def gradient(x_PD, w_EDF, sizes_E, g_PF):
+        y_PF, pull = jax.vjp(lambda x, w: multiply_groups(x, w, sizes_E), x_PD, w_EDF)
+        return y_PF, *pull(g_PF)
+
+    mesh_in_use = make_mesh(MeshConfig(fsdp=4), list(make_devices(parse_topology(topology))))
+    shapes = (rows, dim), (experts, dim, width), (experts,), (rows, width)
+    with jax.set_mesh(mesh_in_use):
+        whole = jax.NamedSharding(mesh_in_use, jax.P())
+        arrays = [jax.ShapeDtypeStruct(s, jnp.int32 if len(s) == 1 else dtype, sharding=whole) for s in shapes]
+        split = jax.shard_map(gradient, in_specs=(jax.P(),) * 4, out_specs=(jax.P(),) * 3, check_vma=False)
+        program = parse_program(jax.jit(split).lower(*arrays).compile().as_text())
+    assert unknown_kernels(program) == []
+    assert count_flops(program) == 3 * 2 * rows * dim * width
