@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from model.attention_choice import platform_in_use
@@ -40,7 +41,7 @@ def _backward(saved, g_PF):
     x_PD, w_EDF, sizes_E = saved
     grad_x_PD = multiply_groups(g_PF, w_EDF.swapaxes(1, 2), sizes_E)
     multiply = kernel_outer if platform_in_use() == "tpu" else blocked_outer
-    return grad_x_PD, multiply(x_PD, g_PF, sizes_E).astype(w_EDF.dtype), None
+    return grad_x_PD, multiply(x_PD, g_PF, sizes_E, w_EDF.dtype), None
 
 
 multiply_groups.defvjp(_forward, _backward)
@@ -57,9 +58,16 @@ def ragged_product(
 
 
 def kernel_outer(
-    x_PD: Float[Array, "P D"], g_PF: Float[Array, "P F"], sizes_E: Int[Array, "E"], is_interpreted: bool = False
+    x_PD: Float[Array, "P D"],
+    g_PF: Float[Array, "P F"],
+    sizes_E: Int[Array, "E"],
+    dtype: DTypeLike,
+    is_interpreted: bool = False,
 ) -> Float[Array, "E D F"]:
-    """The gradient of `multiply_groups` for its matrices, by megablox's kernel; float32. Interpreted: for tests."""
+    """The gradient of `multiply_groups` for its matrices, by megablox's kernel. Interpreted: for tests.
+
+    Its sums are float32 and rounded once.
+    """
     # Here, as only those who use it need the TPU's part of Pallas, which JAX calls experimental.
     from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 
@@ -70,7 +78,7 @@ def kernel_outer(
     tiling = (tile, _tile_width(x_PD.shape[1], KERNEL_DIM), _tile_width(g_PF.shape[1], KERNEL_WIDTH))
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):  # the kernel's code needs both
         # It turns its left operand back before it reads it: the compiler drops both turns.
-        return tgmm(x_PD.T, g_PF, sizes_E.astype(jnp.int32), jnp.float32, tiling, interpret=is_interpreted)
+        return tgmm(x_PD.T, g_PF, sizes_E.astype(jnp.int32), jnp.dtype(dtype), tiling, interpret=is_interpreted)
 
 
 def _tile_width(size: int, most: int) -> int:
@@ -96,9 +104,12 @@ def blocked_product(
 
 
 def blocked_outer(
-    x_PD: Float[Array, "P D"], g_PF: Float[Array, "P F"], sizes_E: Int[Array, "E"]
+    x_PD: Float[Array, "P D"], g_PF: Float[Array, "P F"], sizes_E: Int[Array, "E"], dtype: DTypeLike
 ) -> Float[Array, "E D F"]:
-    """The gradient of `multiply_groups` for its matrices, by a loop over blocks of rows; float32."""
+    """The gradient of `multiply_groups` for its matrices, by a loop over blocks of rows.
+
+    Its sums are float32 and rounded once.
+    """
 
     def add(grad_EDF, group, start, is_member_P1):
         size = is_member_P1.shape[0]
@@ -108,7 +119,7 @@ def blocked_outer(
         return grad_EDF.at[group].add(jnp.einsum("PD,PF->DF", rows_PD, rows_PF, preferred_element_type=jnp.float32))
 
     zeros_EDF = jnp.zeros((sizes_E.shape[0], x_PD.shape[1], g_PF.shape[1]), jnp.float32)
-    return _fold_blocks(add, zeros_EDF, x_PD.shape[0], sizes_E)
+    return _fold_blocks(add, zeros_EDF, x_PD.shape[0], sizes_E).astype(dtype)
 
 
 def _fold_blocks(visit: Callable[..., Array], value: Array, rows: int, sizes_E: Int[Array, "E"]) -> Array:

@@ -1,10 +1,11 @@
 """A mixture of expert MLPs: float32 routing, every token served, and the sums router losses are made of.
 
-Letters beside the project's: C counts a token's chosen experts, P its pairs with them, over all tokens at hand.
+Letters beside the project's: N counts tokens, C a token's chosen experts.
 """
 
 import functools
-from typing import NamedTuple
+import math
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,9 +13,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from model.config import ExpertsConfig, ModelConfig
-from model.grouped_product import multiply_groups
-from model.layers import activate, normal_initializer
+from model.expert_pairs import apply_experts
+from model.layers import normal_initializer
 from model.parallel import AxisRules, axis_names, ways
+
+BLOCK_OF_FAIR_SHARE = 1.5
+"""Pairs of tokens and experts that a device computes at a time, where devices split the experts, to the pairs it would
+have if all were chosen alike: one block as long as no device has half as much again. Reasoned; not timed."""
 
 
 class RouterSums(NamedTuple):
@@ -86,101 +91,69 @@ class Experts(nn.Module):
         # Cast before it is gathered: half the bytes in bfloat16.
         weights = jax.reshard({name: weight.astype(x_BTD.dtype) for name, weight in weights.items()}, used)
         tokens, real = axes.spec("batch", "length", None), axes.spec("batch", "length")
-        pairs = _pairs_spec(axes)
-        collect = jax.shard_map(
-            functools.partial(_collect, cfg, axes),
-            in_specs=(tokens, real, jax.P(None, None)),
-            out_specs=(pairs, jax.P()),
-        )
-        run = jax.shard_map(
-            functools.partial(_run, cfg), in_specs=(pairs.rows_PD, pairs.sizes_E, used), out_specs=pairs.rows_PD,
-            check_vma=False,
+        here = axis_names(axes.batch) + axis_names(axes.length) + _only_experts(axes) or None
+        rows: Any = jax.P(here, None)
+        sent = Sent(rows, rows, rows)
+        send = jax.shard_map(
+            functools.partial(_send, cfg.experts, axes),
+            in_specs=(tokens, real, jax.P(None, None)), out_specs=(sent, jax.P()),
         )  # fmt: skip
-        give_back = jax.shard_map(functools.partial(_give_back, axes), in_specs=(pairs,), out_specs=tokens)
-        sent, sums = collect(*jax.reshard((x_BTD, is_real_BT, router_DE), (tokens, real, jax.P(None, None))))
-        return give_back(sent._replace(rows_PD=run(sent.rows_PD, sent.sizes_E, weights))), sums
+        # Kernels do not say along which mesh axes their results differ.
+        run = jax.shard_map(functools.partial(_run, cfg, axes), in_specs=(sent, used), out_specs=rows, check_vma=False)
+        collect = jax.shard_map(functools.partial(_collect, axes, x_BTD.shape[1]), in_specs=rows, out_specs=tokens)
+        pairs, sums = send(*jax.reshard((x_BTD, is_real_BT, router_DE), (tokens, real, jax.P(None, None))))
+        return collect(run(pairs, weights)), sums
 
 
-class Pairs(NamedTuple):
-    """What one device computes: the pairs of tokens with its own experts first, expert by expert, and then the rest.
+class Sent(NamedTuple):
+    """N tokens that a device's experts may have been chosen for; all devices' stand one after the other."""
 
-    Between `jax.shard_map`s the arrays of all devices stand one after the other.
-    """
-
-    rows_PD: Float[Array, "P D"]
-    sizes_E: Int[Array, "E"]
-    """How many pairs each of the device's experts has."""
-    order_P: Int[Array, "P"]
-    """Which pair, in the order of tokens, stands at each place."""
-    back_P: Int[Array, "P"]
-    """Where each pair stands."""
-    weight_BTC: Float[Array, "B T C"]
+    x_ND: Float[Array, "N D"]
+    expert_NC: Int[Array, "N C"]
+    """Counted from the device's first expert; its number of experts for those before and after."""
+    weight_NC: Float[Array, "N C"]
 
 
-def _pairs_spec(axes: AxisRules) -> Pairs:
-    tokens, elsewhere = _token_axes(axes)
-    each = tokens + elsewhere or None
-    return Pairs(jax.P(each, None), jax.P(each), jax.P(each), jax.P(each), jax.P(each, None, None))
-
-
-def _token_axes(axes: AxisRules) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Mesh axes along which tokens are split, and those along which only experts or their width are."""
+def _only_experts(axes: AxisRules) -> tuple[str, ...]:
+    """Mesh axes along which experts or their width are split, and tokens are not."""
     tokens = axis_names(axes.batch) + axis_names(axes.length)
-    return tokens, tuple(name for name in axis_names(axes.experts) + axis_names(axes.mlp) if name not in tokens)
+    return tuple(name for name in axis_names(axes.experts) + axis_names(axes.mlp) if name not in tokens)
 
 
-def _shared_axes(axes: AxisRules) -> tuple[str, ...]:
-    """Mesh axes of both rows and experts: along them rows are gathered, and given back."""
+def _shared(axes: AxisRules) -> tuple[str, ...]:
+    """Mesh axes along which both rows and experts are split."""
     return tuple(name for name in axis_names(axes.experts) if name in axis_names(axes.batch))
 
 
-def _collect(cfg: ModelConfig, axes: AxisRules, x_BTD, is_real_BT, router_DE) -> tuple[Pairs, RouterSums]:
-    """Routes one device's tokens; the pairs of its experts with them and with the tokens of those it shares rows with.
-
-    Each device of such a group, and of those that split the experts' width, computes what its part adds to all rows.
-    """
-    assert cfg.experts is not None
-    (expert_BTC, weight_BTC), sums = _route(cfg.experts, x_BTD, is_real_BT, router_DE)
-    tokens, elsewhere = _token_axes(axes)
+def _send(experts: ExpertsConfig, axes: AxisRules, x_BTD, is_real_BT, router_DE) -> tuple[Sent, RouterSums]:
+    """One device's tokens to all devices that split the experts among them, and what the router did with them."""
+    (expert_BTC, weight_BTC), sums = _route(experts, x_BTD, is_real_BT, router_DE)
     here = (x_BTD, expert_BTC, weight_BTC)
-    if shared := _shared_axes(axes):
+    if shared := _shared(axes):
         here = jax.tree.map(lambda x: jax.lax.all_gather(x, shared, axis=0, tiled=True), here)
-    x_BTD, expert_BTC, weight_BTC = jax.lax.pcast(here, elsewhere, to="varying")
-    experts = axis_names(axes.experts)
-    num = cfg.experts.num_experts // ways(experts, jax.sharding.get_abstract_mesh())
-    first = jax.lax.axis_index(experts) * num if experts else 0
-    local_P = expert_BTC.reshape(-1) - first
-    local_P = jnp.where((local_P >= 0) & (local_P < num), local_P, num)
-    order_P = jnp.argsort(local_P, stable=True)
-    back_P = jnp.argsort(order_P)
-    rows_PD = jnp.broadcast_to(x_BTD[:, :, None], (*expert_BTC.shape, cfg.dim)).reshape(-1, cfg.dim)
-    pairs = Pairs(
-        rows_PD=_permute(rows_PD, order_P, back_P),
-        sizes_E=jnp.sum(local_P[:, None] == jnp.arange(num)[None], axis=0),
-        order_P=order_P,
-        back_P=back_P,
-        weight_BTC=weight_BTC,
-    )
-    return pairs, jax.tree.map(lambda total: jax.lax.psum(total, tokens), sums)
+    here = jax.tree.map(lambda x: x.reshape(-1, x.shape[-1]), here)
+    x_ND, expert_NC, weight_NC = jax.lax.pcast(here, _only_experts(axes), to="varying")
+    names = axis_names(axes.experts)
+    num = experts.num_experts // ways(names, jax.sharding.get_abstract_mesh())
+    expert_NC -= jax.lax.axis_index(names) * num if names else 0
+    expert_NC = jnp.where((expert_NC >= 0) & (expert_NC < num), expert_NC, num)
+    tokens = axis_names(axes.batch) + axis_names(axes.length)
+    return Sent(x_ND, expert_NC, weight_NC), jax.tree.map(lambda total: jax.lax.psum(total, tokens), sums)
 
 
-def _run(cfg: ModelConfig, rows_PD, sizes_E, weights: dict[str, Array]):
-    """What one device's experts, and its part of their width, make of its pairs; zeros for pairs with other experts."""
-    up_PF = multiply_groups(rows_PD, weights["up"], sizes_E)
-    gate_PF = multiply_groups(rows_PD, weights["gate"], sizes_E) if cfg.gated else up_PF
-    hidden_PF = activate(cfg, gate_PF[None])[0]
-    hidden_PF = hidden_PF * up_PF if cfg.gated else hidden_PF
-    return multiply_groups(hidden_PF, weights["down"], sizes_E)
+def _run(cfg: ModelConfig, axes: AxisRules, sent: Sent, weights: dict[str, Array]):
+    """What one device's experts, and its part of their width, add to the tokens they were chosen for."""
+    parts, pairs = ways(axes.experts, jax.sharding.get_abstract_mesh()), sent.expert_NC.size
+    most = pairs if parts == 1 else min(pairs, math.ceil(pairs / parts * BLOCK_OF_FAIR_SHARE / 16) * 16)
+    return apply_experts(cfg, most, *sent, weights)
 
 
-def _give_back(axes: AxisRules, pairs: Pairs):
-    """Weighted sums of each token's pairs, over all devices that computed some of them, where the tokens are."""
-    rows_PD = _permute(pairs.rows_PD, pairs.back_P, pairs.order_P)
-    rows_BTCD = rows_PD.reshape(*pairs.weight_BTC.shape, -1)
-    out_BTD = jnp.einsum("BTCD,BTC->BTD", rows_BTCD, pairs.weight_BTC)
-    if shared := _shared_axes(axes):
-        out_BTD = jax.lax.psum_scatter(out_BTD, shared, scatter_dimension=0, tiled=True)
-    return jax.lax.psum(out_BTD, _token_axes(axes)[1])
+def _collect(axes: AxisRules, length: int, sum_ND):
+    """What all devices have added to the tokens, with the tokens."""
+    sum_BTD = sum_ND.reshape(-1, length // ways(axes.length, jax.sharding.get_abstract_mesh()), sum_ND.shape[-1])
+    if shared := _shared(axes):
+        sum_BTD = jax.lax.psum_scatter(sum_BTD, shared, scatter_dimension=0, tiled=True)
+    return jax.lax.psum(sum_BTD, _only_experts(axes))
 
 
 def _route(experts: ExpertsConfig, x_BTD, is_real_BT, router_DE) -> tuple[Route, RouterSums]:
@@ -206,20 +179,3 @@ def _route(experts: ExpertsConfig, x_BTD, is_real_BT, router_DE) -> tuple[Route,
         tokens=jnp.sum(real_BT),
     )
     return Route(expert_BTC, weight_BTC.astype(x_BTD.dtype)), sums
-
-
-@jax.custom_vjp
-def _permute(x_PD, order_P, back_P):
-    """Rows in another order. `back_P` is the inverse, so that the gradient is a gather too, not a scatter."""
-    return x_PD[order_P]
-
-
-def _permute_forward(x_PD, order_P, back_P):
-    return x_PD[order_P], back_P
-
-
-def _permute_backward(back_P, g_PD):
-    return g_PD[back_P], None, None
-
-
-_permute.defvjp(_permute_forward, _permute_backward)

@@ -88,8 +88,8 @@ def test_the_product_for_tpus_gives_the_same(sizes):
 def test_the_gradients_kernel_for_tpus_gives_the_same(sizes):
     x_PD, _, g_PF = map(jnp.asarray, draw())
     x_PD = x_PD.at[sum(sizes) :].set(1e3)  # rows of no group, which must add nothing
-    grad_EDF = kernel_outer(x_PD, g_PF, jnp.array(sizes), is_interpreted=True)
-    np.testing.assert_allclose(grad_EDF, blocked_outer(x_PD, g_PF, jnp.array(sizes)), **TOLERANCE)
+    grad_EDF = kernel_outer(x_PD, g_PF, jnp.array(sizes), jnp.float32, is_interpreted=True)
+    np.testing.assert_allclose(grad_EDF, blocked_outer(x_PD, g_PF, jnp.array(sizes), jnp.float32), **TOLERANCE)
 
 
 def test_the_gradients_kernel_for_tpus_in_several_tiles_gives_the_same():
@@ -98,9 +98,11 @@ def test_the_gradients_kernel_for_tpus_in_several_tiles_gives_the_same():
     x_PD = jnp.asarray(rng.normal(size=(600, 1040)), jnp.bfloat16)
     g_PF = jnp.asarray(rng.normal(size=(600, 800)), jnp.bfloat16)
     sizes_E = jnp.array([250, 0, 300])
-    grad_EDF = kernel_outer(x_PD, g_PF, sizes_E, is_interpreted=True)
-    assert grad_EDF.dtype == jnp.float32
-    np.testing.assert_allclose(grad_EDF, blocked_outer(x_PD, g_PF, sizes_E), rtol=1e-4, atol=1e-4)
+    wanted_EDF = blocked_outer(x_PD, g_PF, sizes_E, jnp.float32)
+    given_EDF = kernel_outer(x_PD, g_PF, sizes_E, jnp.float32, is_interpreted=True)
+    np.testing.assert_allclose(given_EDF, wanted_EDF, rtol=1e-4, atol=1e-4)
+    rounded_EDF = kernel_outer(x_PD, g_PF, sizes_E, jnp.bfloat16, is_interpreted=True)
+    np.testing.assert_array_equal(rounded_EDF, given_EDF.astype(jnp.bfloat16))
 
 
 def test_rows_of_no_group_are_zeros_whatever_they_hold():
