@@ -180,7 +180,7 @@ class Saver:
         error = self._agree(writing.error)
         if error is not None:
             if writing.failed_elsewhere:  # closing would wait for what it waits for
-                self._abandoned.append(writing.waiting)
+                self._abandoned = [thread for thread in self._abandoned if thread.is_alive()] + [writing.waiting]
                 self._checkpointer = None
             self._fail(writing.step, error)
         else:

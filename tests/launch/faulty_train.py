@@ -83,9 +83,9 @@ def _no_save(_batch) -> None:
 
 
 def _no_room(_batch) -> None:
-    """No file of this process may grow past 5 kB from now on: probes pass, arrays do not; until a save has failed."""
+    """No file of this process may grow past 12 kB from now on: probes pass, arrays do not; until a save has failed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, hard))
     fail = train.saver.Saver._fail
 
     def fail_and_make_room(saver, step, error):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import resource
+import threading
 import time
 
 import jax.numpy as jnp
@@ -116,6 +117,33 @@ def test_a_last_save_that_waits_for_room_is_not_taken_for_a_stall(tmp_path, one_
         saver.save_last(state_of(LARGE), step=1, next_row=1, patient=True, on_wait=lambda: signs.append(len(waits)))
     assert waits == [10.0, 10.0, 5.0]
     assert signs == [1, 2, 3]
+
+
+def test_the_last_step_is_not_saved_again_while_a_thread_may_still_write_into_its_folder(
+    tmp_path, one_device, monkeypatch
+):
+    """Orbax's threads of a save that failed in another process go on: what they write late would end up among it."""
+    ended, signs, probes = threading.Event(), [], []
+
+    def probe(_folder):
+        probes.append(ended.is_set())
+        return "not now" if len(probes) == 1 else None
+
+    def on_wait():
+        signs.append(len(probes))
+        if len(signs) == 3:
+            ended.set()
+            saver._abandoned[0].join()
+
+    monkeypatch.setattr(train.saver, "_probe", probe)
+    monkeypatch.setattr(train.saver.time, "sleep", lambda seconds: None)
+    with open_saver(tmp_path) as saver:
+        saver._abandoned = [threading.Thread(target=ended.wait, daemon=True)]
+        saver._abandoned[0].start()
+        saver.save_last(state_of(SMALL), step=1, next_row=1, patient=True, on_wait=on_wait)
+    assert probes == [False, True]
+    assert signs == [1, 1, 1], "a wait without signs is taken for a stall"
+    assert list_steps(tmp_path) == ([1], [])
 
 
 def test_a_run_that_is_told_to_stop_does_not_wait_for_room(tmp_path, one_device):
