@@ -22,6 +22,10 @@ PROGRAM = ("launch.cli",)
 GRACE_S = 20.0
 """How long the other processes may take to say why they end, once one has failed; then they are killed."""
 POLL_S = 0.05
+KEEPER_GONE = (
+    "process {aborted}: aborted by JAX, because process 0 is gone ({how}): what all of them talk through goes with it. "
+    "Nothing is known to be wrong with them; look for what ended process 0"
+)
 DIE_WITH_PARENT = (
     sys.executable, "-S", "-c",
     "import ctypes, os, signal, sys\n"
@@ -116,16 +120,21 @@ def run_processes(
 def _wait(children: Sequence[subprocess.Popen[str]], console: Console, grace_s: float) -> int:
     first: int | None = None
     until = float("inf")
-    running = dict(enumerate(children))
+    running, codes = dict(enumerate(children)), dict[int, int]()
     while running and time.monotonic() < until:
         for index, child in list(running.items()):
             if (code := child.poll()) is None:
                 continue
             del running[index]
+            codes[index] = code
             if code != 0 and first is None:
                 first, until = code, time.monotonic() + grace_s
                 console.print(f"process {index} was the first to end: {_name_code(code)}", highlight=False)
         time.sleep(POLL_S)
+    aborted = sorted(index for index, code in codes.items() if code == -signal.SIGABRT)
+    if aborted and codes.get(0, 0) != 0:
+        shown = ", ".join(map(str, aborted))
+        console.print(KEEPER_GONE.format(aborted=shown, how=_name_code(codes[0])), highlight=False, soft_wrap=True)
     if running:
         left = ", ".join(map(str, sorted(running)))
         console.print(f"killing what has not ended {grace_s:.0f} s later: process {left}", highlight=False)

@@ -97,14 +97,35 @@ def share_of_batch(mesh: jax.sharding.Mesh, spec: jax.sharding.PartitionSpec, *,
 
     Processes whose devices hold the same rows have the same share. Where a mesh gives a process rows that are not
     consecutive, as on the grid of a TPU pod, its share is still one run of the plan's rows: the batch then has the same
-    rows in another order, on which nothing depends but which row has which noise (`train.noise`).
+    rows in another order (`row_order`).
 
     Raises ValueError when the processes hold unlike numbers of rows, or overlapping ones.
     """
+    return pick_share(_held_rows(mesh, spec, rows), jax.process_index(), rows=rows)
+
+
+def row_order(mesh: jax.sharding.Mesh, spec: jax.sharding.PartitionSpec, *, rows: int) -> tuple[int, ...]:
+    """Which row of a batch, as the plan has them, lies at each place of it on the mesh; () where all are in order."""
+    return order_rows(_held_rows(mesh, spec, rows))
+
+
+def _held_rows(mesh: jax.sharding.Mesh, spec: jax.sharding.PartitionSpec, rows: int) -> dict[int, frozenset[int]]:
+    """The places in a batch that the devices of each process hold."""
     held: dict[int, set[int]] = {}
     for device, (part, *_) in jax.sharding.NamedSharding(mesh, spec).devices_indices_map((rows, 1)).items():
         held.setdefault(device.process_index, set()).update(range(*part.indices(rows)))
-    return pick_share({process: frozenset(part) for process, part in held.items()}, jax.process_index(), rows=rows)
+    return {process: frozenset(part) for process, part in held.items()}
+
+
+def order_rows(held: dict[int, frozenset[int]]) -> tuple[int, ...]:
+    """`row_order`, given which places of a batch the devices of each process hold.
+
+    Places (0 2) and (1 3): the shares are rows (0 1) and (2 3), so that the places 0 to 3 have rows 0, 2, 1 and 3.
+    """
+    parts = sorted(set(held.values()), key=min)
+    places = [place for part in parts for place in sorted(part)]
+    order = tuple(np.argsort(places).tolist())
+    return () if order == tuple(range(len(order))) else order
 
 
 def pick_share(held: dict[int, frozenset[int]], process: int, *, rows: int) -> Share:

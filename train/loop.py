@@ -19,7 +19,18 @@ from train.beginning import Beginning, find_beginning
 from train.checkpoint import check_disk, restore_step
 from train.guard import Guard
 from train.held_out import Look, make_look, scalars_of
-from train.hosts import Notes, Share, Told, is_first, put_batch, read_notes, share_of_batch, spread_notes, write_notes
+from train.hosts import (
+    Notes,
+    Share,
+    Told,
+    is_first,
+    put_batch,
+    read_notes,
+    row_order,
+    share_of_batch,
+    spread_notes,
+    write_notes,
+)
 from train.job import Outcome, TrainJob, list_rates
 from train.metrics import BatchFacts, MetricsWriter, describe_batch
 from train.mfu import Utilisation, make_utilisation
@@ -184,7 +195,8 @@ def _open_run(
     job: TrainJob, tx: optax.GradientTransformation, stage: Stage, show: ShowStep, say, *, attempt: int
 ) -> Iterator[_Run]:
     """Opens all that a run writes to, and closes it, the log first: a save that fails is told after it."""
-    share = share_of_batch(jax.sharding.get_mesh(), job.spec.axes.spec("batch", None), rows=job.train.batch_rows)
+    layout = (jax.sharding.get_mesh(), job.spec.axes.spec("batch", None))
+    share = share_of_batch(*layout, rows=job.train.batch_rows)
     utilisation = make_utilisation(job.spec, job.train)
     writer = MetricsWriter(
         job.run_dir, attempt=attempt, languages=job.languages, sources=job.sources,
@@ -192,7 +204,8 @@ def _open_run(
         trackers=open_trackers(job.train, job.run_dir, about=job.meta) if is_first() else (), writes=is_first(),
     )  # fmt: skip
     most_trained = max(job.most_trained_S, default=job.spec.most_trained)
-    spec = dataclasses.replace(job.spec, most_trained=most_trained, spikes=job.train.spikes)
+    order = row_order(*layout, rows=job.train.batch_rows)
+    spec = dataclasses.replace(job.spec, most_trained=most_trained, spikes=job.train.spikes, row_order=order)
     guard = Guard(job.run_dir, job.train, spec=spec, share=share, describe_row=job.describe_row)
     saver = Saver(job.run_dir, job.checkpoint, meta=job.meta, plan_hash=job.plan_hash)
     profile = StepProfile(job.run_dir, job.train.profile)

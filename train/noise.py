@@ -1,7 +1,7 @@
 """Noise of training rows: NEFTune's on embeddings, and dropout.
 
-The noise of a row comes from the run's seed, the step and the row's place in the global batch, so that it is the same
-on any mesh, in any microbatch and on any number of hosts, where each has consecutive rows (`train.hosts`).
+The noise of a row comes from the run's seed, the step and which row of the global batch it is, as the plan has them, so
+that it is the same on any mesh, in any microbatch and on any hosts.
 """
 
 from typing import NamedTuple
@@ -19,16 +19,18 @@ NEFTUNE, EMBEDDINGS = 0, 1
 
 
 class NoiseRows(NamedTuple):
-    """Whose noise it is: the step's key, and each row's place in the global batch."""
+    """Whose noise it is: the step's key, and which row of the global batch each is."""
 
     key: Key[Array, ""]
     rows_B1: Int[Array, "B 1"]
 
 
-def noise_rows(seed: int, step: Int[Array, ""], *, like: Int[Array, "B T"]) -> NoiseRows:
-    """The noise of a global batch whose rows are partitioned as those of `like`."""
+def noise_rows(seed: int, step: Int[Array, ""], *, like: Int[Array, "B T"], order: tuple[int, ...] = ()) -> NoiseRows:
+    """The noise of a global batch whose rows are partitioned as those of `like`, in this `order` (`train.hosts`)."""
     key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), PURPOSE), step)
     spec = jax.P(jax.typeof(like).sharding.spec[0], None)
+    if order:
+        return NoiseRows(key, jax.sharding.reshard(jnp.asarray(order, jnp.int32)[:, None], spec))
     return NoiseRows(key, jax.lax.broadcasted_iota(jnp.int32, (like.shape[0], 1), 0, out_sharding=spec))
 
 

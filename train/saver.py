@@ -18,10 +18,15 @@ from model.checksums import write_checksums
 from train.config import CheckpointConfig
 from train.hosts import agree, is_first
 from train.paths import overlay
+from train.save_barrier import SaveBarrier, use_barrier
 from train.state import TrainState
 
 SLEEP_S = 10.0
 """Most seconds that a process waiting for a retry gives no sign."""
+
+
+POLL_S = 0.5
+"""Between two looks at whether a save has failed in another process."""
 
 
 CLEARING_TRIES, CLEARING_PAUSE_S = 50, 0.1
@@ -50,9 +55,11 @@ class Saver:
         self._config = config
         self._meta = {"format": FORMAT, **meta}
         self._plan_hash = plan_hash
-        self._checkpointer: ocp.training.Checkpointer | None = _open(self._folder, config)
         self._writing: _Writing | None = None
         self._agreed = 0
+        self._opened = 0
+        self._abandoned: list[threading.Thread] = []
+        self._checkpointer: ocp.training.Checkpointer | None = self._open()
         self._failures = 0
         self._failed_at = 0.0
         self._last_error = ""
@@ -70,7 +77,7 @@ class Saver:
                 self._checkpointer.close()
         except Exception as failure:
             if error is not None:
-                return
+                return  # which comes out, and is what is to be told
             if isinstance(failure, CheckpointError):
                 raise
             raise _final(_explain(failure, self._folder)) from failure
@@ -88,6 +95,8 @@ class Saver:
 
         Raises CheckpointError for a save that failed in this process, unless the recipe says to retry.
         """
+        if self._barrier.problem is not None and self._config.on_error == "stop":
+            raise _final(self._barrier.problem)
         if self._writing is not None and not self._writing.is_alive():
             if jax.process_count() == 1:
                 self._settle()
@@ -95,7 +104,7 @@ class Saver:
                 if self._config.on_error == "stop":
                     raise _final(error)
                 self._failed_at = self._failed_at or time.monotonic()
-            else:
+            elif not self._writing.failed_elsewhere:
                 self._tell_saved(self._writing)
         events, self._events = self._events, []
         return events
@@ -119,14 +128,16 @@ class Saver:
             items["ema"] = overlay(state.params, state.ema)
         try:
             if self._checkpointer is None:
-                self._checkpointer = _open(self._folder, self._config)
+                self._checkpointer = self._open()
             response = self._checkpointer.save_checkpointables_async(step, items)
         except Exception as failure:
-            self._writing = _Writing(step, self._folder, functools.partial(_raise, failure))
+            if jax.process_count() > 1:  # the others may wait for this one inside of Orbax: it must end for them to
+                raise _final(_explain(failure, self._folder)) from failure
+            self._writing = _Writing(step, self._folder, functools.partial(_raise, failure), self._barrier)
         else:
             if response is None:
                 raise CheckpointError(f"step {step} was not saved: {self._folder} already holds it or a later step")
-            self._writing = _Writing(step, self._folder, response.result)
+            self._writing = _Writing(step, self._folder, response.result, self._barrier)
         self._writing.start()
 
     def save_last(
@@ -153,6 +164,10 @@ class Saver:
                 time.sleep(min(left_s, SLEEP_S))
                 left_s -= SLEEP_S
                 on_wait()
+            # The same step goes into the same folder: whoever still writes there, of a failed save, is to end first.
+            while self._agree("writes" if any(thread.is_alive() for thread in self._abandoned) else None) is not None:
+                time.sleep(SLEEP_S)
+                on_wait()
             self.save(state, step=step, next_row=next_row)
             self._settle()
 
@@ -164,10 +179,21 @@ class Saver:
         writing.join()
         error = self._agree(writing.error)
         if error is not None:
+            if writing.failed_elsewhere:  # closing would wait for what it waits for
+                self._abandoned = [thread for thread in self._abandoned if thread.is_alive()] + [writing.waiting]
+                self._checkpointer = None
             self._fail(writing.step, error)
         else:
             self._failures, self._failed_at = 0, 0.0
             self._tell_saved(writing)
+
+    def _open(self) -> ocp.training.Checkpointer:
+        """A checkpointer that begins with a folder free of half-written checkpoints."""
+        self._opened += 1
+        self._barrier = SaveBarrier(f"save-{self._opened}", functools.partial(_explain, folder=self._folder))
+        if is_first() and self._opened > 1:
+            _clear_incomplete(self._folder.parent)  # again: the folder may have been out of reach when the save failed
+        return _open(self._folder, self._config, self._barrier)
 
     def _tell_saved(self, writing: "_Writing") -> None:
         """Once: of several processes each finds the checkpoint whole before all of them agree that it is."""
@@ -187,7 +213,7 @@ class Saver:
         self._events.append(SaveEvent(step, error=error))
         # A checkpointer goes on to count the step that failed: the next save has a new one, which reads the folder.
         if self._checkpointer is not None:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):  # the failure that is told of by now, once more
                 self._checkpointer.close()
             self._checkpointer = None
         if is_first():
@@ -200,22 +226,41 @@ class Saver:
 
 
 class _Writing(threading.Thread):
-    """Waits for one save to be committed, then writes its checksums; `error` says why it was not."""
+    """Waits for one save to be committed, then writes its checksums; `error` says why it was not.
 
-    def __init__(self, step: int, folder: Path, wait: Any):
+    Of several processes only those have an `error` that failed themselves: elsewhere `failed_elsewhere` is set.
+    """
+
+    def __init__(self, step: int, folder: Path, wait: Callable[[], object], barrier: SaveBarrier):
         super().__init__(name=f"polytune-save-{step}", daemon=True)
         self.step = step
         self.error: str | None = None
+        self.failed_elsewhere = False
         self.notice: str | None = None
         self.is_told = False
+        self.waiting = threading.Thread(target=self._end, name=f"polytune-wait-{step}", daemon=True)
+        """Goes on waiting for Orbax where the save has failed elsewhere."""
         self._folder = folder
         self._wait = wait
+        self._barrier = barrier
 
     def run(self) -> None:
+        if jax.process_count() == 1:
+            self._end()
+            return
+        self.waiting.start()
+        while self.waiting.is_alive():
+            self.waiting.join(POLL_S)
+            if self._barrier.problem is None and self._barrier.has_failed():
+                self.failed_elsewhere = True
+                return
+
+    def _end(self) -> None:
         try:
             self._wait()
-        except Exception as failure:
-            self.error = _explain(failure, self._folder)
+        except Exception as failure:  # of whatever kind: it is told of, by `error`
+            if not self.failed_elsewhere:
+                self.error = _explain(failure, self._folder)
             return
         if not is_first():
             return
@@ -226,7 +271,7 @@ class _Writing(threading.Thread):
                 self.notice = f"its checksums could not be written: {failure}"
 
 
-def _open(folder: Path, config: CheckpointConfig) -> ocp.training.Checkpointer:
+def _open(folder: Path, config: CheckpointConfig, barrier: SaveBarrier) -> ocp.training.Checkpointer:
     policies = ocp.training.preservation_policies
     # Any: Orbax's policies do not match its own protocols in its annotations.
     keep: list[Any] = [policies.LatestN(config.keep_last)]
@@ -236,13 +281,16 @@ def _open(folder: Path, config: CheckpointConfig) -> ocp.training.Checkpointer:
         keep.append(policies.CustomSteps([0]))
     keep_any: Any = policies.AnyPreservationPolicy(keep)
     always: Any = ocp.training.save_decision_policies.FixedIntervalPolicy(1)
-    with checkpoint_context() as context:
+    configured = checkpoint_context()
+    use_barrier(configured, barrier)
+    with configured as context:
         return ocp.training.Checkpointer(
             str(folder),
             context=context,
             save_decision_policy=always,
             preservation_policy=keep_any,
-            cleanup_tmp_directories=True,
+            # Orbax clears away in a thread that outlives its checkpointer: it would remove what a later one writes.
+            cleanup_tmp_directories=False,
         )
 
 
@@ -260,7 +308,10 @@ def _clear_incomplete(run_dir: Path) -> None:
 
 
 def _probe(folder: Path) -> str | None:
-    """Why nothing can be written into the folder, seen by writing a small file; None if it can."""
+    """Why nothing can be written into the folder, seen by writing a small file; None if it can.
+
+    Process 0 makes a folder too: it makes those of a checkpoint, and for them others wait up to ten minutes in Orbax.
+    """
     path = folder / f".probe-{jax.process_index()}"
     try:
         with path.open("wb") as file:
@@ -268,12 +319,15 @@ def _probe(folder: Path) -> str | None:
             file.flush()
             os.fsync(file.fileno())
         path.unlink()
+        if is_first():
+            path.mkdir()
+            path.rmdir()
     except OSError as failure:
         return _explain(failure, folder)
     return None
 
 
-def _explain(failure: Exception, folder: Path) -> str:
+def _explain(failure: BaseException, folder: Path) -> str:
     try:
         room = f"; {shutil.disk_usage(folder).free / 1e6:.0f} MB are free there"
     except OSError:

@@ -60,6 +60,8 @@ class StepSpec:
     dropout: float = 0.0
     seed: int = 0
     """Of the noise."""
+    row_order: tuple[int, ...] = ()
+    """Of the noise too: see `train.hosts.row_order`."""
     num_sources: int = 0
     """0: no sums by source."""
     gradient_share: bool = False
@@ -202,7 +204,7 @@ def mean_gradient(
     whole = Part(batch, None)
     if spec.is_noisy:
         assert step is not None, "noise differs from step to step"
-        whole = Part(batch, noise_rows(spec.seed, step, like=jnp.asarray(batch.tokens_BT)))
+        whole = Part(batch, noise_rows(spec.seed, step, like=jnp.asarray(batch.tokens_BT), order=spec.row_order))
     parts = split_batch(whole, spec.microbatches) if spec.microbatches > 1 else None
     counts = count_routes(spec, params, batch, parts) if spec.trains_router and parts is not None else None
     trained, frozen = split_frozen(params, spec.freeze)

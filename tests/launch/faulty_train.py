@@ -6,14 +6,17 @@ FAULT is KIND:PROCESS:STEP. For tests that need not wait as long as users would,
 
 import functools
 import os
+import resource
 import signal
 import sys
 import time
 
+import jax
 import numpy as np
 
 import launch.cli
 import launch.local
+import launch.runtime
 import launch.train
 import train.saver
 from data.schema import DataError
@@ -79,16 +82,43 @@ def _no_save(_batch) -> None:
     train.saver._probe = lambda folder: "the bucket is out of reach" if next(failures, False) else probe(folder)
 
 
+def _no_room(_batch) -> None:
+    """No file of this process may grow past 12 kB from now on: probes pass, arrays do not; until a save has failed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, hard))
+    fail = train.saver.Saver._fail
+
+    def fail_and_make_room(saver, step, error):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        fail(saver, step, error)
+
+    train.saver.Saver._fail = fail_and_make_room
+
+
 FAULTS = {
     "loader": _loader, "bug": _bug, "sigterm": _sigterm, "sigkill": _sigkill, "sigstop": _sigstop, "freeze": _freeze,
-    "nan": _nan, "metrics": _metrics, "no_save": _no_save,
+    "nan": _nan, "metrics": _metrics, "no_save": _no_save, "no_room": _no_room,
 }  # fmt: skip
+
+
+def interleave(make_mesh):
+    """Meshes whose neighbours in the first axis are devices of unlike processes, as on the grid of a TPU pod."""
+
+    def make(config):
+        devices, here = jax.devices(), len(jax.local_devices())
+        return make_mesh(config, [device for first in range(here) for device in devices[first::here]])
+
+    return make
+
 
 if __name__ == "__main__":
     fault = sys.argv[1]
     kind, process, step = fault.split(":")
     launch.local.PROGRAM = ("tests.launch.faulty_train", fault)
+    if kind == "interleave":  # in every process; no fault
+        launch.runtime.make_mesh = interleave(launch.runtime.make_mesh)
+        kind = "none"
     launch.train.fail_together = functools.partial(fail_together, silent_s=SILENT_S)
-    if os.environ.get("JAX_PROCESS_ID", "0") == process:
+    if kind != "none" and os.environ.get("JAX_PROCESS_ID", "0") == process:
         launch.train.make_batches = make_fault(kind, int(step))
     sys.exit(launch.cli.main(sys.argv[2:]))

@@ -82,6 +82,17 @@ def test_several_processes_train_what_one_does(runs, processes):
     assert list_steps(runs[processes])[0] == list_steps(runs[1])[0] == [0, 3, 6, 9]
 
 
+@pytest.mark.slow
+def test_rows_have_the_noise_of_one_process_where_the_hosts_rows_are_not_consecutive(tmp_path):
+    """Dropout and NEFTune on two processes of two devices each, of which the first and third belong to one."""
+    noise = ("train.dropout=0.2", "train.neftune_alpha=5")
+    for name, processes, fault in [("one", 1, None), ("two", 2, "interleave:0:0")]:
+        (tmp_path / name).mkdir()
+        recipe = write_recipe(tmp_path / name, steps=STEPS, save_every=100)
+        run_job(local_command(recipe, processes, *noise, "--devices-per-process", str(processes), fault=fault))
+    assert_same_run(tmp_path / "two" / "run", tmp_path / "one" / "run")
+
+
 def resume_from(run_dir: Path, step: int, folder: Path, processes: int) -> Path:
     """The run gone on with from one of its checkpoints, elsewhere, by another number of processes."""
     recipe = write_recipe(folder, steps=STEPS, save_every=SAVE_EVERY)
@@ -146,6 +157,18 @@ def test_the_first_code_that_is_not_success_is_the_job_s(capsys):
     assert "process 1 was the first to end: exit code 75" in capsys.readouterr().out
     killed = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
     assert run_texts("pass", killed, console=QUIET) == 128 + signal.SIGKILL
+
+
+def test_processes_that_jax_aborts_when_process_0_is_gone_are_not_taken_for_the_cause(capsys):
+    """Their stacks of C++ are all that is to be seen: they hear that a "task died", not which and why."""
+    killed, aborted = "os.kill(os.getpid(), signal.SIGKILL)", "time.sleep(0.7); os.kill(os.getpid(), signal.SIGABRT)"
+    first, *others = ("import os, signal, time; " + text for text in (killed, aborted, aborted))
+    assert run_texts(first, *others, console=Console(width=500)) == 128 + signal.SIGKILL
+    output = capsys.readouterr().out
+    assert "process 0 was the first to end: killed by SIGKILL" in output
+    assert "process 1, 2: aborted by JAX, because process 0 is gone (killed by SIGKILL)" in output
+    run_texts("pass", others[0], console=Console(width=500))
+    assert "aborted by JAX" not in capsys.readouterr().out, "it aborted by itself"
 
 
 def test_what_outlives_a_failure_is_killed_with_all_it_started(tmp_path):

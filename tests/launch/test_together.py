@@ -3,12 +3,14 @@
 import itertools
 import json
 import socket
+import threading
+import time
 
 import jax
 import pytest
 
 import launch.together as together
-from launch.together import ALIVE, FAILURE, Beat, Failure, Pace, _Watch, exit_code_of, fail_together
+from launch.together import ALIVE, FAILURE, SEEN, Beat, Failure, Pace, _Watch, exit_code_of, fail_together
 from train.stage import Stage
 
 
@@ -124,6 +126,45 @@ def test_a_process_that_compiles_may_take_four_times_as_long(monkeypatch):
     assert not Pace(stage, None).beat(4).is_stalled
     stage.ends()
     assert not pace.beat(5).is_stalled
+
+
+class Ended(BaseException):
+    """In place of the process's end."""
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_process_0_leaves_after_the_others_have_read_why_it_fails(watch, monkeypatch, capsys, answers):
+    """It keeps the store: JAX aborts who is left, with C++ stacks in place of the reason. One that never answers costs
+    ten seconds, not for ever."""
+    monkeypatch.setattr(together, "FAREWELL_S", 0.6)
+    monkeypatch.setattr(watch, "_index", 0)
+    ended = []
+
+    def end(code):
+        ended.append((code, time.monotonic()))
+        raise Ended
+
+    monkeypatch.setattr(together, "_exit", end)
+    told = threading.Event()
+
+    def answer():
+        while watch._read_failure() is None:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        for index in (1, 2, 3) if answers else (1, 2):
+            watch._store.key_value_set(f"{SEEN}{index}", "")
+        told.set()
+
+    began = time.monotonic()
+    threading.Thread(target=answer, daemon=True).start()
+    with pytest.raises(Ended):
+        watch.fail(ValueError("process 0 is at fault"))
+    [(code, at)] = ended
+    assert code == 2
+    assert told.is_set(), "it has left before the others knew"
+    assert (at - began < 0.6) == answers
+    assert Failure(*json.loads(watch._store.values[FAILURE])).what == "ValueError: process 0 is at fault"
+    assert "process 0 of 4 failed: process 0 is at fault" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

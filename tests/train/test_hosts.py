@@ -10,8 +10,10 @@ from train.hosts import (
     Share,
     Told,
     is_first,
+    order_rows,
     pick_share,
     read_notes,
+    row_order,
     share_of_batch,
     spread_notes,
     tell_all,
@@ -44,6 +46,28 @@ def test_each_row_of_a_batch_is_loaded_by_the_processes_that_hold_it(rows, share
     assert [pick_share(held(*rows), process, rows=4) for process in range(len(rows))] == shares
 
 
+@pytest.mark.parametrize(
+    ("places", "order"),
+    [
+        ([(0, 1), (2, 3)], ()),
+        ([(2, 3), (0, 1)], ()),
+        ([(0, 1, 2, 3), (0, 1, 2, 3)], ()),
+        ([(0, 2), (1, 3)], (0, 2, 1, 3)),
+        ([(1, 3), (0, 2)], (0, 2, 1, 3)),
+        ([(0, 1, 6, 7), (2, 3, 4, 5)], (0, 1, 4, 5, 6, 7, 2, 3)),
+        ([(0, 4), (0, 4), (1, 5), (1, 5), (2, 3), (2, 3)], (0, 2, 4, 5, 1, 3)),
+    ],
+)  # fmt: skip
+def test_it_is_known_which_row_lies_where(places, order):
+    """Each share is a run of rows; on the grid of a pod it lies at places that are none."""
+    assert order_rows(held(*places)) == order
+    whole = len(set().union(*places))
+    for process, part in enumerate(places):
+        share = pick_share(held(*places), process, rows=whole)
+        loaded = range(share.index * len(part), (share.index + 1) * len(part))
+        assert [(order or range(whole))[place] for place in sorted(part)] == list(loaded)
+
+
 @pytest.mark.parametrize("rows", [[(0, 1, 2), (3,)], [(0, 1, 2), (1, 2, 3)], [(0, 1), (1, 2), (2, 3)]])
 def test_processes_that_hold_unlike_or_overlapping_rows_are_refused(rows):
     """Whatever share they were given, some rows would be lost or counted twice."""
@@ -55,6 +79,7 @@ def test_processes_that_hold_unlike_or_overlapping_rows_are_refused(rows):
 def test_a_process_alone_loads_the_whole_batch(shape):
     mesh = mesh_of(shape)
     assert share_of_batch(mesh, AXES.spec("batch", None), rows=8) == Share(0, 1, True)
+    assert row_order(mesh, AXES.spec("batch", None), rows=8) == ()
     assert is_first()
     assert tell_all("x", lambda: {"step": 3}) == {"step": 3}
     wait_for_all("x")

@@ -183,6 +183,27 @@ def test_there_is_noise_in_training_and_none_where_a_loss_is_only_looked_at(toy_
     assert np.all(np.abs(trained.loss_R - quiet.loss_R)[1:] > 1e-3)
 
 
+def test_rows_that_lie_elsewhere_on_the_mesh_keep_their_noise(toy_params):
+    """On a pod the hosts' rows are not consecutive: each row had the noise of another, and the run another loss."""
+    order = (0, 2, 4, 6, 1, 3, 5, 7)
+    moved = jax.tree.map(lambda x_BT: x_BT[np.array(order)], BATCHES[0])
+    with jax.set_mesh(mesh_of((4, 2))):
+        params = place_state(toy_params, make_optimizer(OPTIM, 6)).params
+        (wanted, sums), (found, found_sums) = [
+            jax.device_get(
+                jax.jit(functools.partial(mean_gradient, spec))(
+                    params, put_batch(batch, AXES.spec("batch", None)), jnp.int32(5)
+                )
+            )
+            for spec, batch in [
+                (NOISY, BATCHES[0]),
+                (dataclasses.replace(NOISY, row_order=order, microbatches=2), moved),
+            ]
+        ]
+    assert_close_trees(found, wanted)
+    np.testing.assert_allclose(found_sums.loss_R, sums.loss_R, **TOLERANCE)
+
+
 def test_dropout_zeroes_its_share_of_entries_and_keeps_the_mean(one_device):
     rows = noise_rows(0, jnp.int32(0), like=jnp.zeros((4, 2), jnp.int32))
     ones_BTD = jnp.ones((4, 50, 40))

@@ -1,12 +1,15 @@
 """Saves that fail: what is left on disk, when they are tried again, and that nothing earlier is harmed."""
 
+import asyncio
 import contextlib
 import resource
+import threading
 import time
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint._src.path import temporary_paths
 
 import train.saver
 from model.checkpoint import CheckpointError, find_checkpoint, list_steps, load_items
@@ -116,6 +119,33 @@ def test_a_last_save_that_waits_for_room_is_not_taken_for_a_stall(tmp_path, one_
     assert signs == [1, 2, 3]
 
 
+def test_the_last_step_is_not_saved_again_while_a_thread_may_still_write_into_its_folder(
+    tmp_path, one_device, monkeypatch
+):
+    """Orbax's threads of a save that failed in another process go on: what they write late would end up among it."""
+    ended, signs, probes = threading.Event(), [], []
+
+    def probe(_folder):
+        probes.append(ended.is_set())
+        return "not now" if len(probes) == 1 else None
+
+    def on_wait():
+        signs.append(len(probes))
+        if len(signs) == 3:
+            ended.set()
+            saver._abandoned[0].join()
+
+    monkeypatch.setattr(train.saver, "_probe", probe)
+    monkeypatch.setattr(train.saver.time, "sleep", lambda seconds: None)
+    with open_saver(tmp_path) as saver:
+        saver._abandoned = [threading.Thread(target=ended.wait, daemon=True)]
+        saver._abandoned[0].start()
+        saver.save_last(state_of(SMALL), step=1, next_row=1, patient=True, on_wait=on_wait)
+    assert probes == [False, True]
+    assert signs == [1, 1, 1], "a wait without signs is taken for a stall"
+    assert list_steps(tmp_path) == ([1], [])
+
+
 def test_a_run_that_is_told_to_stop_does_not_wait_for_room(tmp_path, one_device):
     """The seconds before a machine is taken away are few; and its state is not saved: that is no exit to restart on."""
     message = r"step 1 is not saved, and the run was told to stop: .*File too large"
@@ -134,6 +164,42 @@ def test_a_folder_that_cannot_be_written_is_noticed_before_anything_is(tmp_path,
         [event] = saver.take_events()
         assert "NotADirectoryError" in event.error
         folder.unlink()
+        (tmp_path / "away").rename(folder)
+        saver.save(state_of(SMALL), step=2, next_row=2)
+    assert list_steps(tmp_path) == ([2], [])
+
+
+def test_no_clean_up_of_an_earlier_checkpointer_removes_what_a_later_one_writes(tmp_path, one_device, monkeypatch):
+    """Orbax clears away half-written steps in a thread that closing does not wait for: one that came late took the step
+    that was being written for such a one (no ArrayMetadata found), or the whole of it, without any error."""
+    clean_up = temporary_paths.cleanup_temporary_paths
+
+    async def clean_up_late(folder, **options):
+        is_late, until = next(first, False), time.monotonic() + 10
+        while is_late and time.monotonic() < until and not any(tmp_path.glob("checkpoints/2*/params*")):
+            await asyncio.sleep(0.001)
+        await clean_up(folder, **options)
+
+    first = iter([True])
+    monkeypatch.setattr(temporary_paths, "cleanup_temporary_paths", clean_up_late)
+    with open_saver(tmp_path) as saver:
+        probes = iter(["not now", None])
+        monkeypatch.setattr(train.saver, "_probe", lambda _: next(probes))
+        saver.save(state_of(SMALL), step=1, next_row=1)
+        saver.save(state_of(SMALL), step=2, next_row=2)
+        assert wait_for_events(saver) == [SaveEvent(1, error="not now")]
+    assert [event.error for event in saver.take_events()] == [None]
+    assert list_steps(tmp_path) == ([2], [])
+    assert find_damage(tmp_path / "checkpoints" / "2") is None
+
+
+def test_what_a_failed_save_left_out_of_reach_is_cleared_away_before_the_next(tmp_path, one_device, monkeypatch):
+    """Moved back, it would be listed as half written for as long as the run lasts."""
+    with open_saver(tmp_path) as saver:
+        folder = tmp_path / "checkpoints"
+        (folder / "1.orbax-checkpoint-tmp" / "params").mkdir(parents=True)
+        folder.rename(tmp_path / "away")
+        saver.save(state_of(SMALL), step=1, next_row=1)
         (tmp_path / "away").rename(folder)
         saver.save(state_of(SMALL), step=2, next_row=2)
     assert list_steps(tmp_path) == ([2], [])
