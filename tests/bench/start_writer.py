@@ -35,6 +35,8 @@ RANDOM_BATCHES = 4
 """Different ones; steps take them in turn."""
 ENDLESS = 10**6
 SHARD_BYTES = 4 * 10**9
+LONGEST = 2**17
+"""More than any row; a family whose rotation depends on it writes its own."""
 FLOAT32 = np.dtype(np.float32)
 
 
@@ -81,23 +83,23 @@ def list_rates(recipe: Recipe, steps: int, count: int) -> tuple[float, ...]:
         return tuple(np.asarray([schedule(step) for step in range(count)], float).tolist())
 
 
-def write_start(folder: Path, start: Start, batches: Sequence[Batch], *, seed: int, row_length: int) -> None:
+def write_start(folder: Path, start: Start, batches: Sequence[Batch], *, seed: int) -> None:
     """Writes all of it, with random parameters. Raises FamilyError, before any are made, for a model of no family."""
     write_config(start.model)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / START_FILE).write_bytes(msgspec.json.encode(start))
     save_batches(list(batches), folder / ROWS_FILE)
     params = jax.jit(functools.partial(init, start.model, UNSHARDED))(jax.random.key(seed))
-    export_params(folder / MODEL_FOLDER, start.model, params, row_length=row_length)
+    export_params(folder / MODEL_FOLDER, start.model, params)
 
 
-def export_params(folder: Path, cfg: ModelConfig, params: Params, *, row_length: int) -> None:
+def export_params(folder: Path, cfg: ModelConfig, params: Params) -> None:
     """Writes float32 parameters as a Hugging Face folder without a tokenizer, by the tables of `polytune export`."""
     family, values = write_config(cfg)
     # A padding id would take the gradient from its row of the embedding.
     described = {
         "architectures": [family.architecture], "model_type": family.model_type, "torch_dtype": "float32",
-        "max_position_embeddings": row_length, **values,
+        "max_position_embeddings": LONGEST, **values,
         "pad_token_id": None, "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
     folder.mkdir(parents=True)

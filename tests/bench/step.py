@@ -26,7 +26,7 @@ from data.batch import Batch
 from launch.config import Recipe
 from launch.recipe import load_recipe
 from model.parallel import MeshConfig, make_mesh
-from tests.bench.same_work import check_first, check_memory, check_recipe
+from tests.bench.same_work import NotTheSameWorkError, check_first, check_memory, check_recipe
 from tests.bench.start_writer import plan_from_data, plan_from_random_rows, write_start
 from tests.bench.step_table import WARM_UP, print_table
 from tests.bench.worker import Contender, DeviceFacts, Machine, Outcome, Worker, find_device
@@ -62,8 +62,8 @@ def measure(
 ) -> list[Outcome]:
     """What came of each contender; those of a group take turns, one step each.
 
-    Raises SystemExit when a first loss or gradient norm is another one than the very first, RuntimeError when the
-    first group fails. A later one that fails has an outcome that says so.
+    Before any is timed, its first loss and gradient norm must be those of the very first contender. Raises RuntimeError
+    when the first group fails, or does other work; a later one has an outcome that says so.
     """
     outcomes: list[Outcome] = []
     for group in groups:
@@ -130,7 +130,7 @@ def prepare(recipe: Recipe, start: Path, device: DeviceFacts, *, count: int, ran
         else:
             facts, batches = plan_from_data(recipe, start.parent / "run", count)
         check_memory(facts.model, device)
-        write_start(start, facts, batches, seed=recipe.run.seed, row_length=recipe.data.packing.row_length)
+        write_start(start, facts, batches, seed=recipe.run.seed)
     return batches
 
 
@@ -170,7 +170,10 @@ def main(arguments: list[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(" ".join(["$ python -m tests.bench.step", *sys.argv[1:]]))
     with tempfile.TemporaryDirectory() as scratch:
-        outcomes = run(options, Path(scratch), console)
+        try:
+            outcomes = run(options, Path(scratch), console)
+        except NotTheSameWorkError as error:
+            raise SystemExit(str(error)) from None
     return int(any(outcome.failure for outcome in outcomes))
 
 

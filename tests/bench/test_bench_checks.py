@@ -11,7 +11,7 @@ from toy import TOY
 
 from launch.recipe import load_recipe
 from tests.bench import shapes, step
-from tests.bench.same_work import TOLERANCES, check_first, check_memory, check_recipe
+from tests.bench.same_work import TOLERANCES, NotTheSameWorkError, check_first, check_memory, check_recipe
 from tests.bench.step_table import print_table
 from tests.bench.worker import Contender, DeviceFacts, Outcome
 from tests.bench.workload import Step, draw_batch
@@ -67,15 +67,20 @@ def test_without_polytunes_own_steps_there_is_nothing_to_compare_with(groups):
         measure(groups, a={"fails_at": 1})
 
 
-@pytest.mark.parametrize("groups", [[CONTENDERS], [[each] for each in CONTENDERS]])
-def test_another_gradient_norm_stops_the_benchmark_before_anything_is_timed(groups):
-    with pytest.raises(SystemExit, match=r"not the same work: c has loss 1.000000, gradient norm 2.010000"):
-        measure(groups, c={"norm": 2.01})
+def test_another_gradient_norm_stops_the_benchmark_before_anything_is_timed():
+    with pytest.raises(NotTheSameWorkError, match=r"not the same work: c has loss 1.000000, gradient norm 2.010000"):
+        measure([CONTENDERS], c={"norm": 2.01})
+
+
+def test_a_contender_alone_with_another_gradient_norm_gets_no_times():
+    outcomes, _ = measure([[each] for each in CONTENDERS], b={"norm": 2.01})
+    assert [len(outcome.steps) for outcome in outcomes] == [4, 0, 4]
+    assert outcomes[1].failure.startswith("not the same work: b has loss 1.000000, gradient norm 2.010000; polytune")
 
 
 @pytest.mark.parametrize("found", [Step(float("nan"), 1, 0), Step(1, float("nan"), 0), Step(1, float("inf"), 0)])
 def test_a_loss_that_is_no_number_never_passes_for_equal(found):
-    with pytest.raises(SystemExit, match="not the same work"):
+    with pytest.raises(NotTheSameWorkError, match="not the same work"):
         check_first("x", found, Step(1, 1, 0), dtype="bfloat16")
 
 
@@ -84,17 +89,19 @@ def test_a_difference_is_relative_and_allowed_up_to_the_tolerance():
     wanted = Step(10.0, 0.01, 0)
     check_first("x", Step(10.0 * (1 + 0.9 * loss), 0.01 * (1 - 0.9 * norm), 0), wanted, dtype="float32")
     for other in (Step(10.0 * (1 + 1.1 * loss), 0.01, 0), Step(10.0, 0.01 * (1 - 1.1 * norm), 0)):
-        with pytest.raises(SystemExit, match=r"float32 may differ by 0.0001 and 0.001"):
+        with pytest.raises(NotTheSameWorkError, match=r"float32 may differ by 0.0001 and 0.001"):
             check_first("x", other, wanted, dtype="float32")
 
 
 def test_a_setting_that_torch_lacks_is_refused_with_the_override_that_removes_it():
     check_recipe(load_recipe("demo"), CPU)
+    with pytest.raises(SystemExit, match=r"train.spikes=SpikeConfig\(.*override: train.spikes=null$"):
+        check_recipe(load_recipe("demo", ["train.spikes={sigma: 3}"]), CPU)
     recipe = load_recipe("demo", ["train.loss.z_loss_weight=1e-4", "train.freeze=[embedding]"])
     with pytest.raises(SystemExit, match=r"train.freeze=\[\] train.loss.z_loss_weight=0.0$"):
         check_recipe(recipe, CPU)
     recipe = load_recipe("dense_8b_gpu_8", ["optim.name=adafactor"])
-    with pytest.raises(SystemExit, match=r"optim.name='adafactor'.*optim.name=adamw"):
+    with pytest.raises(SystemExit, match=r"optim.name='adafactor'.*optim.name=.adamw"):
         check_recipe(recipe, H100)
 
 
@@ -146,15 +153,15 @@ def test_the_table_has_medians_of_timed_steps_and_says_what_failed_and_why():
         Outcome(CONTENDERS[1], [Step(5.005, 2.0, 9.0), *slow[1:]], GIB),
         Outcome(CONTENDERS[2], [], failure="OutOfMemoryError: 80 GiB"),
     ]
-    console = Console(file=io.StringIO(), width=180)
-    print_table(console, outcomes, batches, microbatches=1)
-    printed = console.file.getvalue()
-    ours, theirs = (
-        line for line in printed.splitlines() if line[:4] in ("│ a ", "│ b ", "│ a│") or line[2:4] in ("a ", "b ")
-    )
+    printed = io.StringIO()
+    print_table(Console(file=printed, width=180), outcomes, batches, microbatches=1)
+    printed = printed.getvalue()
+    ours, theirs = (line for line in printed.splitlines() if line[2:4] in ("a ", "b "))
     assert "400.0" in ours and "200.0" in ours and "3.00 GiB" in ours and "4.2500" in ours and " 320 " in ours
     used = [batches[i] for i in (1, 0, 1)]
-    share = np.median([formula.count_flops(batch) / seconds / 1e6 for batch, seconds in zip(used, (0.2, 0.4, 0.4))])
+    share = np.median(
+        [formula.count_flops(batch) / seconds / 1e6 for batch, seconds in zip(used, (0.2, 0.4, 0.4), strict=True)]
+    )
     assert f"{share:.1%}" in ours
     assert "800.0" in theirs and "2.50 (2.00 to 2.50)" in theirs and " 128 " in theirs
     assert "the others are within 1.0e-03 and 0.0e+00 of them" in printed

@@ -140,5 +140,5 @@ def _set_up_jax(machine: Machine) -> None:
     # By default JAX takes 75% of a GPU at once, torch what it needs, up to everything.
     elif machine.is_shared:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    else:
-        os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
+    elif not any(name in os.environ for name in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")):
+        os.environ["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.92"

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from launch.config import Recipe
 from launch.recipe import load_recipe
 from tests.bench import step
-from tests.bench.same_work import check_first
+from tests.bench.same_work import NotTheSameWorkError, check_first
 from tests.bench.start import MODEL_FOLDER, ROWS_FILE
 from tests.bench.step_table import WARM_UP
 from tests.bench.transformers_side import TransformersContender, flatten_inputs, pack_inputs
@@ -40,11 +40,12 @@ def load_tiny(folder: Path, *overrides: str) -> Recipe:
 
 def run_step(folder: Path, *arguments: str) -> tuple[list[Outcome], str]:
     path = write_tiny_recipe(folder, run_dir=folder / "unused", steps=40, save_every=10)
-    console = Console(file=io.StringIO(), width=200)
+    printed = io.StringIO()
     options = step.parse_options(
         ["--recipe", str(path), f"--steps={STEPS}", "--cores=2", "--device=cpu", *OVERRIDES, *arguments]
     )
-    return step.run(options, folder / "scratch", console), console.file.getvalue()
+    outcomes = step.run(options, folder / "scratch", Console(file=printed, width=200))
+    return outcomes, printed.getvalue()
 
 
 def check_outcomes(outcomes: list[Outcome], table: str) -> None:
@@ -120,7 +121,7 @@ def test_a_wrong_weight_mask_or_target_is_not_the_same_work(started, tmp_path, s
     recipe = load_tiny(tmp_path)
     check_first("theirs", their_first_step(tmp_path / "start", recipe), ours, dtype="float32")
     spoil(tmp_path / "start")
-    with pytest.raises(SystemExit, match="not the same work: theirs has loss"):
+    with pytest.raises(NotTheSameWorkError, match="not the same work: theirs has loss"):
         check_first("theirs", their_first_step(tmp_path / "start", recipe), ours, dtype="float32")
 
 
