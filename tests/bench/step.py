@@ -23,8 +23,9 @@ import jax
 from rich.console import Console
 
 from data.batch import Batch
-from launch.config import Recipe
+from launch.config import Recipe, RecipeError
 from launch.recipe import load_recipe
+from model.hf.config_file import FamilyError
 from model.parallel import MeshConfig, make_mesh
 from tests.bench.same_work import NotTheSameWorkError, check_first, check_memory, check_recipe
 from tests.bench.start_writer import plan_from_data, plan_from_random_rows, write_start
@@ -172,7 +173,7 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         try:
             outcomes = run(options, Path(scratch), console)
-        except NotTheSameWorkError as error:
+        except (NotTheSameWorkError, RecipeError, FamilyError) as error:
             raise SystemExit(str(error)) from None
     return int(any(outcome.failure for outcome in outcomes))
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from launch.config import Recipe
 from launch.recipe import load_recipe
-from tests.bench import step
+from tests.bench import decode, step
 from tests.bench.same_work import NotTheSameWorkError, check_first
 from tests.bench.start import MODEL_FOLDER, ROWS_FILE
 from tests.bench.step_table import WARM_UP
@@ -146,3 +146,9 @@ def test_rows_that_are_laid_end_to_end_for_flash_attention_have_the_same_loss(st
         placed = {name: torch.from_numpy(array).long() for name, array in inputs.items()}
         losses.append(contender._call(**placed, use_cache=False).loss.item())
     np.testing.assert_allclose(losses, ours.loss, rtol=1e-4)
+
+
+def test_the_benchmark_of_decoding_runs_to_its_table(capsys):
+    arguments = ["--batch=1", "--prompt=8", "--new=4", "--runs=1", "--model=1M (the demo's)"]
+    assert decode.main(arguments) == 0
+    assert "100.0% of all tokens the same" in capsys.readouterr().out
