@@ -29,7 +29,7 @@ from model.hf.config_file import FamilyError
 from model.parallel import MeshConfig, make_mesh
 from tests.bench.same_work import NotTheSameWorkError, check_first, check_memory, check_recipe
 from tests.bench.start_writer import plan_from_data, plan_from_random_rows, write_start
-from tests.bench.step_table import WARM_UP, print_table
+from tests.bench.step_table import WARM_UP, describe_outcome, print_table
 from tests.bench.worker import Contender, DeviceFacts, Machine, Outcome, Worker, find_device
 
 TURNS = {"cpu": "steps", "gpu": "runs"}
@@ -59,9 +59,14 @@ def list_contenders(attentions: list[str], also: list[str]) -> list[Contender]:
 
 
 def measure(
-    groups: list[list[Contender]], start_worker: Callable[[Contender], Worker], count: int, dtype: str
+    groups: list[list[Contender]],
+    start_worker: Callable[[Contender], Worker],
+    *,
+    count: int,
+    dtype: str,
+    tell: Callable[[Outcome], None],
 ) -> list[Outcome]:
-    """What came of each contender; those of a group take turns, one step each.
+    """What came of each contender, told of as soon as it is there; those of a group take turns, one step each.
 
     Before any is timed, its first loss and gradient norm must be those of the very first contender. Raises RuntimeError
     when the first group fails, or does other work; a later one has an outcome that says so.
@@ -74,19 +79,20 @@ def measure(
                 workers.append(start_worker(contender))
             first = [worker.step(0) for worker in workers]
             wanted = outcomes[0].steps[0] if outcomes else first[0]
-            for worker, found in zip(workers, first, strict=True):
-                check_first(worker.contender.name, found, wanted, dtype=dtype)
+            for worker, made in zip(workers, first, strict=True):
+                check_first(worker.contender.name, made, wanted, dtype=dtype)
             rows = [first, *([worker.step(index) for worker in workers] for index in range(1, count))]
-            outcomes += [
-                worker.finish(list(steps)) for worker, steps in zip(workers, zip(*rows, strict=True), strict=True)
-            ]
+            found = [worker.finish(list(steps)) for worker, steps in zip(workers, zip(*rows, strict=True), strict=True)]
         except RuntimeError as error:
             if not outcomes:
                 raise
-            outcomes += [Outcome(contender, [], failure=str(error).strip().splitlines()[-1]) for contender in group]
+            found = [Outcome(contender, [], failure=str(error).strip().splitlines()[-1]) for contender in group]
         finally:
             for worker in workers:
                 worker.stop()
+        outcomes += found
+        for outcome in found:
+            tell(outcome)
     return outcomes
 
 
@@ -106,7 +112,8 @@ def run(options: argparse.Namespace, scratch: Path, console: Console) -> list[Ou
     groups = [contenders] if turns == "steps" else [[contender] for contender in contenders]
     load = os.getloadavg()[0]
     outcomes = measure(
-        groups, lambda contender: Worker(contender, recipe, start, machine), count, recipe.compute.dtype
+        groups, lambda contender: Worker(contender, recipe, start, machine), count=count, dtype=recipe.compute.dtype,
+        tell=lambda outcome: console.print(describe_outcome(outcome), highlight=False, markup=False, soft_wrap=True),
     )  # fmt: skip
     facts = [
         f"{recipe.train.batch_rows} rows of {recipe.data.packing.row_length}{', random' if options.random else ''}",

@@ -19,7 +19,7 @@ COLUMNS = (
 
 
 def print_table(console: Console, outcomes: list[Outcome], batches: Sequence[Batch], *, microbatches: int) -> None:
-    """Prints a row for each contender, what MFU is of, and why a contender has no numbers."""
+    """Prints a row for each contender, and what MFU is of."""
     utilisation = outcomes[0].utilisation
     assert utilisation is not None, "the first contender is polytune's"
     used = [batches[index % len(batches)] for index in range(WARM_UP, len(outcomes[0].steps))]
@@ -35,7 +35,7 @@ def print_table(console: Console, outcomes: list[Outcome], batches: Sequence[Bat
     for outcome in outcomes:
         contender = outcome.contender
         if outcome.failure:
-            table.add_row(contender.name, "failed, see below")
+            table.add_row(contender.name, "failed, see above")
             continue
         seconds_S = _seconds(outcome)
         ratio_S = seconds_S / first_S
@@ -58,9 +58,17 @@ def print_table(console: Console, outcomes: list[Outcome], batches: Sequence[Bat
     console.print(utilisation.describe(), highlight=False, soft_wrap=True)
     console.print(describe_agreement(outcomes), highlight=False, soft_wrap=True)
     console.print(table)
-    for outcome in outcomes:
-        if outcome.failure:
-            console.print(f"{outcome.contender.name} failed: {outcome.failure}", markup=False, soft_wrap=True)
+
+
+def describe_outcome(outcome: Outcome) -> str:
+    """One line, for who cannot wait for the table."""
+    if outcome.failure:
+        return f"{outcome.contender.name} failed: {outcome.failure}"
+    seconds_S, first, last = _seconds(outcome), outcome.steps[0], outcome.steps[-1]
+    return (
+        f"{outcome.contender.name}: {1e3 * np.median(seconds_S):,.1f} ms/step, first {first.seconds:.1f} s, loss "
+        f"{first.loss:.4f} to {last.loss:.4f}, peak {outcome.peak_bytes / 2**30:.2f} GiB"
+    )
 
 
 def describe_agreement(outcomes: list[Outcome]) -> str:

@@ -12,7 +12,7 @@ from toy import TOY
 from launch.recipe import load_recipe
 from tests.bench import shapes, step
 from tests.bench.same_work import TOLERANCES, NotTheSameWorkError, check_first, check_memory, check_recipe
-from tests.bench.step_table import print_table
+from tests.bench.step_table import describe_outcome, print_table
 from tests.bench.worker import Contender, DeviceFacts, Outcome
 from tests.bench.workload import Step, draw_batch
 from train.mfu import Utilisation
@@ -43,13 +43,16 @@ class FakeWorker:
 
 def measure(groups: list[list[Contender]], **faults: dict[str, Any]) -> tuple[list[Outcome], list[FakeWorker]]:
     workers: list[FakeWorker] = []
+    told: list[Outcome] = []
 
     def start(contender: Contender) -> Any:
         workers.append(FakeWorker(contender, **faults.get(contender.name, {})))
         return workers[-1]
 
     try:
-        return step.measure(groups, start, 4, "float32"), workers
+        outcomes = step.measure(groups, start, count=4, dtype="float32", tell=told.append)
+        assert told == outcomes
+        return outcomes, workers
     finally:
         assert all(worker.is_stopped for worker in workers), "a process would be left behind"
 
@@ -165,4 +168,6 @@ def test_the_table_has_medians_of_timed_steps_and_says_what_failed_and_why():
     assert f"{share:.1%}" in ours
     assert "800.0" in theirs and "2.50 (2.00 to 2.50)" in theirs and " 128 " in theirs
     assert "the others are within 1.0e-03 and 0.0e+00 of them" in printed
-    assert "c failed: OutOfMemoryError: 80 GiB" in printed
+    assert "failed, see above" in printed
+    assert describe_outcome(outcomes[2]) == "c failed: OutOfMemoryError: 80 GiB"
+    assert describe_outcome(outcomes[0]) == "a: 400.0 ms/step, first 9.0 s, loss 5.0000 to 4.2500, peak 3.00 GiB"
