@@ -43,10 +43,12 @@ setup: $(VENV)/.installed-dev
 # For this and the parity suite: set TORCH to a wheel or version of a CPU build of torch.
 TORCH ?= torch
 
-# The step benchmark against Hugging Face transformers.
+# The step benchmark against Hugging Face transformers, on a GPU if torch sees one:
+# make bench BENCH='--recipe dense_1b_gpu_1 --random compute.remat=none'
+BENCH ?=
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet $(TORCH) -e '.[bench]'
-	$(BIN)/python -m tests.bench.step
+	$(BIN)/python -m tests.bench.step $(BENCH)
 
 clean:
 	rm -rf $(VENV) $(PARITY) $(PLANS) .cache .hypothesis .pytest_cache .ruff_cache build *.egg-info

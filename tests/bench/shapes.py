@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from data.batch import Batch, Role
+from data.batch import Batch
 from launch.config import Recipe
 from launch.origin import size_mesh
 from launch.plan_ahead.program import resolve_config
@@ -28,6 +28,7 @@ from launch.train import make_spec
 from model.attention_choice import choose_attention, describe_attention, platform_in_use
 from model.parallel import describe_axes, ways
 from model.transformer import count_parameters
+from tests.bench.workload import draw_batch
 from train.device_memory import read_memory
 from train.hosts import put_batch
 from train.job import head_positions
@@ -37,26 +38,6 @@ from train.state import init_state
 from train.step import train_step
 
 WARM_UP = 3
-
-
-def draw_batch(rng: np.random.Generator, *, rows: int, length: int, vocabulary: int) -> Batch:
-    """Rows without padding, of examples whose lengths are spread evenly over 16 to a row's."""
-    fields = {name: np.zeros((rows, length), np.int32) for name in Batch._fields}
-    fields["tokens_BT"] = rng.integers(0, vocabulary, (rows, length), dtype=np.int32)
-    fields["targets_BT"] = np.roll(fields["tokens_BT"], -1, axis=1)
-    fields["loss_weight_BT"] = np.zeros((rows, length), np.float32)
-    fields["language_BT"] += 1
-    fields["role_BT"] += int(Role.ASSISTANT)
-    for row in range(rows):
-        at, segment = 0, 0
-        while at < length:
-            size = min(int(rng.integers(16, length + 1)), length - at)
-            segment += 1
-            fields["segments_BT"][row, at : at + size] = segment
-            fields["positions_BT"][row, at : at + size] = np.arange(size)
-            fields["loss_weight_BT"][row, at + size // 2 : at + size - 1] = 1.0
-            at += size
-    return Batch(**fields)
 
 
 def time_steps(recipe: Recipe, steps: int, console: Console) -> None:
@@ -120,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("recipe", help="a shipped recipe or a YAML file; its data are not read")
     parser.add_argument("overrides", nargs="*", help="key=value, as for polytune train")
     parser.add_argument("--steps", type=int, default=20, help="timed steps (default: 20)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # overrides may stand anywhere
     set_up_process()
     recipe = load_recipe(options.recipe, options.overrides)
     recipe = msgspec.structs.replace(recipe, run=msgspec.structs.replace(recipe.run, dir="/nonexistent"))

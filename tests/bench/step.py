@@ -1,177 +1,189 @@
-"""Times polytune's training step against the same model in Hugging Face transformers.
+"""Times polytune's training step against the same model in Hugging Face transformers, on one device.
 
     python -m tests.bench.step
+    python -m tests.bench.step --recipe dense_1b_gpu_1 --random compute.remat=none
 
-Every contender is a process of its own, starts from the same parameters and trains on the same examples; they
-take turns, one step each, so that whatever else the machine does hits all of them. Before anything is timed,
-losses and gradient norms of the first batch must agree: otherwise it would not be the same work.
+Every contender is a process of its own, starts from the same exported weights and trains on the same examples: the
+recipe's own first batches, or with --random random rows of its size, which need neither data nor tokenizer. Before
+anything is timed, losses and gradient norms of the first batch must agree: otherwise it would not be the same work.
+
+On a CPU contenders take turns, one step each, so that whatever else the machine does hits all of them. On a GPU they
+run one after the other, each with the whole of its memory.
 """
 
 import argparse
 import importlib.util
 import os
-import statistics
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
+import jax
 from rich.console import Console
-from rich.table import Table
 
 from data.batch import Batch
+from launch.config import Recipe, RecipeError
 from launch.recipe import load_recipe
-from tests.bench.worker import Contender, Machine, Worker
-from tests.bench.workload import pad_examples, prepare_workload, read_batches
+from model.hf.config_file import FamilyError
+from model.parallel import MeshConfig, make_mesh
+from tests.bench.same_work import NotTheSameWorkError, check_first, check_memory, check_recipe
+from tests.bench.start_writer import plan_from_data, plan_from_random_rows, write_start
+from tests.bench.step_table import WARM_UP, describe_outcome, print_table
+from tests.bench.worker import Contender, DeviceFacts, Machine, Outcome, Worker, find_device
 
-WARM_UP = 3
-LOSS_TOLERANCE, NORM_TOLERANCE = 1e-4, 1e-3
-"""Relative; both sides are float32 and differ only in the order of additions."""
+TURNS = {"cpu": "steps", "gpu": "runs"}
+ALSO = {
+    "compile": ("torch.compile", {"is_compiled": True}),
+    "checkpointing": ("gradient checkpointing", {"checkpoints_activations": True}),
+    "bfloat16-weights": ("bfloat16 weights and moments", {"weights": "bfloat16"}),
+}
+"""Further forms of the torch side on packed rows."""
 
 
-def list_contenders(start: Path, *, compiled: bool) -> list[Contender]:
+def list_contenders(attentions: list[str], also: list[str]) -> list[Contender]:
     """The contenders; the first is the one that ratios are of."""
     contenders = [
-        Contender(name="polytune", side="polytune", options={}, positions="packed"),
-        Contender(
-            name="polytune, logits everywhere", side="polytune", options={"everywhere": True},
-            positions="packed",
-        ),
-        Contender(
-            name="transformers, padded (Trainer's default)", side="transformers",
-            options={"start": start, "packed": False}, positions="padded",
-        ),
-        Contender(
-            name="transformers, our packed rows", side="transformers",
-            options={"start": start, "packed": True}, positions="packed",
-        ),
-    ]  # fmt: skip
-    if compiled:
-        options = {"start": start, "packed": True, "compiled": True}
-        name = "transformers, our packed rows, torch.compile"
-        contenders.append(Contender(name=name, side="transformers", options=options, positions="packed"))
+        Contender(name="polytune", side="polytune"),
+        Contender(name="polytune, logits everywhere", side="polytune", options={"everywhere": True}),
+        Contender(name="transformers, padded (Trainer's default)", side="transformers", is_packed=False),
+    ]
+    for attention in attentions:
+        name = f"transformers, our packed rows, {attention}"
+        contenders.append(Contender(name=name, side="transformers", options={"attention": attention}))
+        for form in also:
+            what, options = ALSO[form]
+            options = {"attention": attention, **options}
+            contenders.append(Contender(name=f"{name}, {what}", side="transformers", options=options))
     return contenders
 
 
-def measure(workers: list[Worker], steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds and losses, (steps, contenders), of interleaved steps after the first batch was found to agree.
+def measure(
+    groups: list[list[Contender]],
+    start_worker: Callable[[Contender], Worker],
+    *,
+    count: int,
+    dtype: str,
+    tell: Callable[[Outcome], None],
+) -> list[Outcome]:
+    """What came of each contender, told of as soon as it is there; those of a group take turns, one step each.
 
-    Raises SystemExit when a contender's first loss or gradient norm is another one.
+    Before any is timed, its first loss and gradient norm must be those of the very first contender. Raises RuntimeError
+    when the first group fails, or does other work; a later one has an outcome that says so.
     """
-    first = [worker.time_step(0) for worker in workers]
-    for worker, (loss, norm, _) in zip(workers, first, strict=True):
-        wrong_loss = abs(loss / first[0][0] - 1) > LOSS_TOLERANCE
-        if wrong_loss or abs(norm / first[0][1] - 1) > NORM_TOLERANCE:
-            raise SystemExit(
-                f"not the same work: {worker.contender.name} has loss {loss:.6f}, gradient norm {norm:.6f}; "
-                f"{workers[0].contender.name} {first[0][0]:.6f}, {first[0][1]:.6f}"
-            )
-    results = [[worker.time_step(index) for worker in workers] for index in range(1, WARM_UP + steps)]
-    array = np.array(results)[WARM_UP - 1 :]
-    return array[:, :, 2], array[:, :, 0]
+    outcomes: list[Outcome] = []
+    for group in groups:
+        workers: list[Worker] = []
+        try:
+            for contender in group:
+                workers.append(start_worker(contender))
+            first = [worker.step(0) for worker in workers]
+            wanted = outcomes[0].steps[0] if outcomes else first[0]
+            for worker, made in zip(workers, first, strict=True):
+                check_first(worker.contender.name, made, wanted, dtype=dtype)
+            rows = [first, *([worker.step(index) for worker in workers] for index in range(1, count))]
+            found = [worker.finish(list(steps)) for worker, steps in zip(workers, zip(*rows, strict=True), strict=True)]
+        except RuntimeError as error:
+            if not outcomes:
+                raise
+            found = [Outcome(contender, [], failure=str(error).strip().splitlines()[-1]) for contender in group]
+        finally:
+            for worker in workers:
+                worker.stop()
+        outcomes += found
+        for outcome in found:
+            tell(outcome)
+    return outcomes
 
 
-def show(
-    console: Console,
-    workers: list[Worker],
-    batches: list[Batch],
-    seconds_SC: np.ndarray,
-    losses_SC: np.ndarray,
-) -> None:
-    """Prints the table: medians over steps; ratios are of steps on the same batch, taken in turn."""
-    timed = batches[WARM_UP:]
-    real_S = np.array([(batch.segments_BT > 0).sum() for batch in timed])
-    target_S = np.array([(batch.loss_weight_BT > 0).sum() for batch in timed])
-    size = {
-        "packed": statistics.median(batch.segments_BT.size for batch in timed),
-        "padded": statistics.median(pad_examples(batch).tokens_NW.size for batch in timed),
-    }
-    table = Table(caption="ratio: polytune's real tokens/s over this row's; median (lowest to highest step)")
-    for name in (
-        "contender",
-        "positions",
-        "ms/step",
-        "fastest",
-        "real tok/s",
-        "target tok/s",
-        "ratio",
-        "last loss",
-    ):
-        table.add_column(name, justify="left" if name == "contender" else "right")
-    for column, worker in enumerate(workers):
-        seconds_S = seconds_SC[:, column]
-        ratio_S = seconds_S / seconds_SC[:, 0]
-        table.add_row(
-            worker.contender.name,
-            f"{size[worker.contender.positions]:.0f}",
-            f"{1e3 * np.median(seconds_S):.0f}",
-            f"{1e3 * seconds_S.min():.0f}",
-            f"{np.median(real_S / seconds_S):,.0f}",
-            f"{np.median(target_S / seconds_S):,.0f}",
-            f"{np.median(ratio_S):.2f} ({ratio_S.min():.2f} to {ratio_S.max():.2f})" if column else "1",
-            f"{losses_SC[-1, column]:.4f}",
-        )
-    console.print(table)
+def run(options: argparse.Namespace, scratch: Path, console: Console) -> list[Outcome]:
+    """Prepares the work, runs the contenders and prints the table."""
+    recipe = load_recipe(options.recipe, options.overrides)
+    device = find_device(options.device)
+    check_recipe(recipe, device)
+    attentions = options.attention or list(device.attentions)
+    contenders = list_contenders(attentions, options.also)
+    count, start = WARM_UP + options.steps, scratch / "start"
+    turns = options.turns or TURNS[device.kind]
+    batches = prepare(recipe, start, device, count=count, random=options.random)
+    machine = Machine(
+        device=device.kind, cores=options.cores, keep_memory=not options.plain_malloc, is_shared=turns == "steps"
+    )
+    groups = [contenders] if turns == "steps" else [[contender] for contender in contenders]
+    load = os.getloadavg()[0]
+    outcomes = measure(
+        groups, lambda contender: Worker(contender, recipe, start, machine), count=count, dtype=recipe.compute.dtype,
+        tell=lambda outcome: console.print(describe_outcome(outcome), highlight=False, markup=False, soft_wrap=True),
+    )  # fmt: skip
+    facts = [
+        f"{recipe.train.batch_rows} rows of {recipe.data.packing.row_length}{', random' if options.random else ''}",
+        f"{recipe.train.microbatches} microbatch(es)",
+        f"{recipe.compute.dtype}, polytune's remat {recipe.compute.remat}",
+        f"{options.steps} steps, {'in turn' if turns == 'steps' else 'one contender after the other'}",
+        f"{device.name}, {options.cores} of {os.cpu_count()} cores",
+        f"load average {load:.1f} to {os.getloadavg()[0]:.1f}",
+        f"jax {jax.__version__}, {device.versions}",
+    ]
+    console.print(", ".join(facts), highlight=False, soft_wrap=True)
+    print_table(console, outcomes, batches, microbatches=recipe.train.microbatches)
+    return outcomes
+
+
+def prepare(recipe: Recipe, start: Path, device: DeviceFacts, *, count: int, random: bool) -> list[Batch]:
+    """Writes what contenders start from, and returns its batches. This process computes on the CPU only."""
+    jax.config.update("jax_platforms", "cpu")
+    with jax.set_mesh(make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])):
+        if random:
+            facts, batches = plan_from_random_rows(recipe, count)
+        else:
+            facts, batches = plan_from_data(recipe, start.parent / "run", count)
+        check_memory(facts.model, device)
+        write_start(start, facts, batches, seed=recipe.run.seed)
+    return batches
 
 
 def parse_options(arguments: list[str] | None) -> argparse.Namespace:
     """The command line. Raises SystemExit when it is wrong or what the benchmark needs is not installed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.step", description=__doc__)
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.step", description=__doc__, formatter_class=form)
     add = parser.add_argument
+    add("overrides", nargs="*", help="key=value, as for polytune train")
     add("--recipe", default="demo", help="a shipped recipe or a YAML file (default: demo)")
+    add("--random", action="store_true", help="random rows; the recipe's data are not read")
     add("--steps", type=int, default=20, help="timed steps of each contender (default: 20)")
+    add("--device", choices=("auto", *TURNS), default="auto", help="default: the GPU that torch sees, else the CPU")
+    add("--turns", choices=("steps", "runs"), help="what contenders take turns at (default: steps on a CPU, else runs)")
+    add("--attention", action="append", help="of transformers on packed rows (default: all that are here)")
+    add("--also", action="append", choices=ALSO, default=[], help="a further form of transformers' step")
     add("--cores", type=int, default=os.cpu_count(), help="cores that each may use (default: all)")
-    add("--compile", action="store_true", help="also time torch.compile (needs a C++ compiler)")
     add("--plain-malloc", action="store_true", help="leave glibc's allocator as it is, on both sides")
+    return parser.parse_intermixed_args(arguments)  # overrides may stand anywhere
+
+
+def check_installed() -> None:
+    """Raises SystemExit when the other side is not installed."""
     missing = [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]
-    options = parser.parse_args(arguments)
     if missing:
         raise SystemExit(
             f"{' and '.join(missing)} not installed; the benchmark needs the optional extra: "
             "pip install -e .[bench] (install a CPU build of torch first if you have no GPU)"
         )
-    return options
 
 
-def run(options: argparse.Namespace, scratch: Path, console: Console) -> None:
-    """Prepares the data, starts the contenders, measures them and prints the table."""
-    recipe = load_recipe(options.recipe)
-    machine = Machine(cores=options.cores, keep_memory=not options.plain_malloc)
-    run_dir, start, count = scratch / "run", scratch / "start.npz", WARM_UP + options.steps
-    batches = read_batches(recipe, prepare_workload(recipe, run_dir), count)
-    if len(batches) < count:
-        raise SystemExit(f"--steps={options.steps} needs {count} steps; the recipe has {len(batches)}")
-    workers: list[Worker] = []
-    try:
-        for contender in list_contenders(start, compiled=options.compile):
-            workers.append(Worker(contender, recipe, run_dir, count, machine))
-            if not start.exists():
-                workers[0].ask("export", start, count)
-        load = os.getloadavg()[0]
-        seconds_SC, losses_SC = measure(workers, options.steps)
-    finally:
-        for worker in workers:
-            worker.stop()
-    facts = [
-        f"{recipe.train.batch_rows} rows of {recipe.data.packing.row_length}",
-        f"{options.steps} interleaved steps",
-        f"{options.cores} of {os.cpu_count()} cores",
-        f"load average {load:.1f} to {os.getloadavg()[0]:.1f}",
-        *dict.fromkeys(worker.description for worker in workers),
-    ]
-    console.print(", ".join(facts))
-    show(console, workers, batches, seconds_SC, losses_SC)
-
-
-def main() -> None:
-    """Runs the benchmark of the command line."""
-    options = parse_options(None)
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmark of the command line; 1 if a contender failed."""
+    options = parse_options(arguments)
+    check_installed()
     # Rich guesses 80 columns when the output is a file; the table is wider.
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(" ".join(["$ python -m tests.bench.step", *sys.argv[1:]]))
     with tempfile.TemporaryDirectory() as scratch:
-        run(options, Path(scratch), console)
+        try:
+            outcomes = run(options, Path(scratch), console)
+        except (NotTheSameWorkError, RecipeError, FamilyError) as error:
+            raise SystemExit(str(error)) from None
+    return int(any(outcome.failure for outcome in outcomes))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,122 +1,147 @@
 """The same model in Hugging Face transformers, trained as its Trainer would, as contenders."""
 
+import time
 from pathlib import Path
+from typing import Any
 
-import msgspec
 import numpy as np
 import torch
-import transformers
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.utils import logging
 
 from data.batch import Batch
 from launch.config import Recipe
-from model.config import ModelConfig
-from tests.bench.workload import pad_examples, prepare_workload, read_batches
+from tests.bench.start import MODEL_FOLDER, read_start
+from tests.bench.torch_device import TorchDevice
+from tests.bench.worker import DeviceKind
+from tests.bench.workload import Step, pad_examples, split_rows
+
+IGNORED = -100
+Inputs = dict[str, Any]
 
 
 class TransformersContender:
-    """LlamaForCausalLM, float32, fused AdamW, clipping, on padded examples or polytune's packed rows."""
+    """AutoModelForCausalLM with its own loss, fused AdamW and clipping, on padded examples or polytune's packed rows.
 
-    def __init__(self, recipe: Recipe, run_dir: Path, steps: int, *, start: Path, packed: bool, compiled: bool = False):
-        with np.load(start) as stored:
-            self._config = msgspec.json.decode(bytes(stored["model"]), type=ModelConfig)
-            self._rates = stored["rates"]
-            self._model = build_model(self._config, dict(stored))
-        self._call = torch.compile(self._model) if compiled else self._model
+    With bfloat16 the weights are float32 and products autocast (the Trainer's `bf16=True`), as polytune keeps and
+    computes them; `weights="bfloat16"` has weights, gradients and moments in bfloat16 instead.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        device: DeviceKind,
+        *,
+        is_packed: bool,
+        attention: str = "sdpa",
+        weights: str = "float32",
+        is_compiled: bool = False,
+        checkpoints_activations: bool = False,
+    ):
+        self._device = TorchDevice(device)
+        start, batches = read_start(folder)
+        self._rates = start.rates
+        self._model = open_model(folder / MODEL_FOLDER, attention, getattr(torch, weights)).to(self._device.type)
+        if checkpoints_activations:
+            checkpoint_activations(self._model)
+        self._call = torch.compile(self._model) if is_compiled else self._model
+        self._is_autocast = recipe.compute.dtype == "bfloat16" and weights == "float32"
         self._max_norm = recipe.optim.max_grad_norm
         self._optimizer = make_optimizer(self._model, recipe)
-        batches = read_batches(recipe, prepare_workload(recipe, run_dir), steps)
-        self._inputs = [pack_inputs(batch) if packed else pad_inputs(batch) for batch in batches]
+        make = pad_inputs if not is_packed else flatten_inputs if attention == "flash_attention_2" else pack_inputs
+        self._steps = [self._place(make, split_rows(batch, recipe.train.microbatches)) for batch in batches]
 
-    def describe(self) -> str:
-        """Library, version and threads."""
-        threads = torch.get_num_threads()
-        return f"torch {torch.__version__} ({threads} threads), transformers {transformers.__version__}"
+    def warm_up(self) -> None:
+        """Returns when weights and rows are on the device; memory is counted from here."""
+        self._device.synchronize()
+        self._device.forget_peak()
 
-    def step(self, index: int) -> tuple[float, float]:
-        """Mean loss of batch `index` before the update and its gradient's norm; the update is made."""
-        tokens, labels, where = self._inputs[index]
+    def utilisation(self) -> None:
+        """Polytune has the formula."""
+
+    def step(self, index: int) -> Step:
+        """Makes step `index` on the next batch."""
+        began = time.perf_counter()
         for group in self._optimizer.param_groups:
             group["lr"] = self._rates[index]
-        # polytune scales embeddings to unit variance; Llama does not.
-        embedded = self._model.model.embed_tokens(tokens) * self._config.dim**0.5
-        logits = self._call(inputs_embeds=embedded, use_cache=False, **where).logits
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
-        self._optimizer.zero_grad()
-        loss.backward()
+        total = torch.zeros((), device=self._device.type)
+        for inputs in self._steps[index % len(self._steps)]:
+            with self._device.autocast(to_bfloat16=self._is_autocast):
+                loss = self._call(**inputs, use_cache=False).loss
+            loss.backward()
+            total += loss.detach()
         grad_norm = torch.nn.utils.clip_grad_norm_(self._model.parameters(), self._max_norm)
         self._optimizer.step()
-        return float(loss.detach()), float(grad_norm)
+        self._optimizer.zero_grad()
+        self._device.synchronize()
+        seconds = time.perf_counter() - began
+        return Step(float(total), float(grad_norm), seconds)
+
+    def read_peak(self) -> int:
+        """See `TorchDevice.read_peak`."""
+        return self._device.read_peak()
+
+    def _place(self, make, parts: list[Batch]) -> list[Inputs]:
+        """The inputs of each microbatch on the device; losses are sums over the targets of all of them."""
+        trained = torch.tensor(sum(int((part.loss_weight_BT > 0).sum()) for part in parts), device=self._device.type)
+        made = [inputs for inputs in map(make, parts) if inputs is not None]
+        return [
+            {name: torch.from_numpy(array).long().to(self._device.type) for name, array in inputs.items()}
+            | {"num_items_in_batch": trained}
+            for inputs in made
+        ]
 
 
-def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW as the recipe has it, fused (the Trainer's default); no decay on norms' scales."""
+def open_model(folder: Path, attention: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The exported model, every tensor found. Raises RuntimeError for an attention that is not the one asked for."""
+    logging.disable_progress_bar()
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation=attention, local_files_only=True, output_loading_info=True
+    )
+    wrong = {key: report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys") if report[key]}
+    if wrong:
+        raise RuntimeError(f"{folder} is not this model's: {wrong}")
+    if model.config._attn_implementation != attention:
+        raise RuntimeError(f"transformers took {model.config._attn_implementation} in place of {attention}")
+    return model.train()
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Makes the backward pass recompute each layer; transformers has renamed the call."""
+    new_name = getattr(model, "activation_checkpointing_enable", None)
+    (new_name or model.gradient_checkpointing_enable)()
+
+
+def make_optimizer(model: PreTrainedModel, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW as the recipe has it, fused (the Trainer's default); no decay on vectors."""
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    scales = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     optim = recipe.optim
-    groups = [
-        {"params": matrices, "weight_decay": optim.weight_decay},
-        {"params": scales, "weight_decay": 0.0},
-    ]
+    groups = [{"params": matrices, "weight_decay": optim.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=0.0, betas=(optim.b1, optim.b2), eps=optim.eps, fused=True)
 
 
-def pad_inputs(batch: Batch) -> tuple:
-    """Tokens, labels and mask of the batch's examples padded to the longest, as a collator makes them."""
+def pad_inputs(batch: Batch) -> dict[str, np.ndarray] | None:
+    """The batch's examples padded to the longest, as a collator makes them; None without examples."""
     padded = pad_examples(batch)
-    labels = np.where(padded.loss_weight_NW > 0, padded.targets_NW, -100)
-    return _long(padded.tokens_NW), _long(labels), {"attention_mask": _long(padded.present_NW)}
+    if padded is None:
+        return None
+    labels = np.where(padded.loss_weight_NW > 0, padded.targets_NW, IGNORED)
+    return {"input_ids": padded.tokens_NW, "attention_mask": padded.present_NW} | _label(labels)
 
 
-def pack_inputs(batch: Batch) -> tuple:
-    """Tokens, labels, block-diagonal causal mask and positions of the packed rows."""
-    segments_BT = _long(batch.segments_BT)
-    length = segments_BT.shape[1]
-    causal_TS = torch.ones(length, length, dtype=torch.bool).tril()
-    mask_BTS = (segments_BT[:, :, None] == segments_BT[:, None, :]) & causal_TS
-    labels = np.where(batch.loss_weight_BT > 0, batch.targets_BT, -100)
-    where = {"attention_mask": mask_BTS[:, None], "position_ids": _long(batch.positions_BT)}
-    return _long(batch.tokens_BT), _long(labels), where
+def pack_inputs(batch: Batch) -> dict[str, np.ndarray]:
+    """The rows as they are: where positions restart, transformers' masks end an example."""
+    labels = np.where(batch.loss_weight_BT > 0, batch.targets_BT, IGNORED)
+    return {"input_ids": batch.tokens_BT, "position_ids": batch.positions_BT} | _label(labels)
 
 
-def build_model(config: ModelConfig, stored: dict[str, np.ndarray]) -> torch.nn.Module:
-    """LlamaForCausalLM of the same shape with the stored parameters."""
-    model = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.dim,
-            intermediate_size=config.mlp_dim,
-            num_hidden_layers=config.num_layers,
-            num_attention_heads=config.num_heads,
-            num_key_value_heads=config.num_kv_heads,
-            head_dim=config.head_dim,
-            rms_norm_eps=config.norm_eps,
-            rope_theta=config.layers[0].rope.base,
-            tie_word_embeddings=config.tied_head,
-            attn_implementation="sdpa",
-        )
-    )
-    wanted = {
-        "model.embed_tokens.weight": stored["embedding.weight"],
-        "model.norm.weight": stored["final_norm.scale"],
-    }
-    wanted["lm_head.weight"] = stored["embedding.weight"] if config.tied_head else stored["head.weight"].T
-    for layer in range(config.num_layers):
-        for name, array in _layer_arrays(config, {k: v[layer] for k, v in stored.items() if k.startswith("layers.")}):
-            wanted[f"model.layers.{layer}.{name}.weight"] = array
-    model.load_state_dict({name: torch.tensor(array) for name, array in wanted.items()})
-    return model.float().train()
+def flatten_inputs(batch: Batch) -> dict[str, np.ndarray]:
+    """The rows one after the other as a single one, the only form in which flash attention looks at positions."""
+    return {name: array.reshape(1, -1) for name, array in pack_inputs(batch).items()}
 
 
-def _layer_arrays(config: ModelConfig, layer: dict[str, np.ndarray]):
-    """Name and value of each of a layer's parameters there: matrices are (out, in), heads flattened."""
-    for theirs, ours in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")):
-        yield f"self_attn.{theirs}", layer[f"layers.attention.{ours}.weight"].reshape(config.dim, -1).T
-    yield "self_attn.o_proj", layer["layers.attention.out.weight"].reshape(-1, config.dim).T
-    for name in ("gate", "up", "down"):
-        yield f"mlp.{name}_proj", layer[f"layers.mlp.{name}.weight"].T
-    yield "input_layernorm", layer["layers.attention_norm.scale"]
-    yield "post_attention_layernorm", layer["layers.mlp_norm.scale"]
-
-
-def _long(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array)).long()
+def _label(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """They are shifted already: where `shift_labels` are given, `labels` only says that there is a loss to compute."""
+    return {"labels": labels, "shift_labels": labels}
