@@ -10,7 +10,7 @@ import msgspec
 from data.config import TokenizerConfig
 from eval.opening import load_matching_tokenizer
 from launch.config import Recipe, RecipeError
-from model.checkpoint import find_checkpoint, load_params, newest_step, read_meta
+from model.checkpoint import decode_model, find_checkpoint, load_params, newest_step, read_meta
 from model.config import ModelConfig
 from model.hf.config_file import read_config_file
 from model.hf.hub import is_hub_folder, open_hub, stop_ids_of
@@ -72,12 +72,13 @@ def open_origin(recipe: Recipe) -> Origin:
 
 def _open_own(run_dir: Path, start: Path, tokenizer: TokenizerConfig) -> Origin:
     """The model of the run's own newest checkpoint."""
-    meta = read_meta(find_checkpoint(run_dir))
+    found = find_checkpoint(run_dir)
+    meta = read_meta(found)
     if meta.get("plan_hash") is None:
         raise RecipeError(
             f"{run_dir} holds an imported model, not a run; start from it: model={run_dir} and another run.dir"
         )
-    cfg = msgspec.convert(meta["model"], ModelConfig)
+    cfg = decode_model(meta, found)
     if is_hub_folder(start):
         _, now = read_model(read_config_file(start), origin=str(start / "config.json"))
         if now != msgspec.structs.replace(cfg, vocab_padding=0):
@@ -109,7 +110,7 @@ def _open_hub(path: Path, tokenizer: TokenizerConfig, axes: AxisRules) -> Origin
 def _open_checkpoint(path: Path, tokenizer: TokenizerConfig) -> Origin:
     found = find_checkpoint(path)
     meta = read_meta(found)
-    cfg = msgspec.convert(meta["model"], ModelConfig)
+    cfg = decode_model(meta, found)
     if tokenizer.path is None:
         load_matching_tokenizer(found, meta)
 
