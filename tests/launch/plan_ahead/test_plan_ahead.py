@@ -303,7 +303,8 @@ def test_the_search_takes_the_least_remat_then_the_fewest_microbatches():
     assert search_where({"none": 4, "block": 1}) == (("none", 4), [("none", 8), ("none", 4), ("none", 2)])
     assert search_where({"none": 1})[0] == ("none", 1)
     assert search_where({"block": 2}) == (
-        ("block", 2), [("none", 8), ("products", 8), ("block", 8), ("block", 4), ("block", 2), ("block", 1)],
+        ("block", 2),
+        [("none", 8), ("products", 8), ("attention", 8), ("block", 8), ("block", 4), ("block", 2), ("block", 1)],
     )  # fmt: skip
 
 
