@@ -25,7 +25,7 @@ from eval.run_files import read_run
 from launch.cluster import Flags, describe, detect_cluster, join
 from launch.config import Recipe, RecipeError
 from launch.environment import describe_devices, git_state, library_versions
-from launch.origin import Origin, open_origin, size_mesh
+from launch.origin import Origin, foresee_vocabulary, open_origin, size_mesh
 from launch.plan_table import describe_head, print_plan
 from launch.preparing import prepare_recipe, print_notice
 from launch.recipe import recipe_tree, write_recipe
@@ -88,7 +88,7 @@ def _run(recipe: Recipe, recipe_name: str, console: Console, stage: Stage) -> Ou
         beginning = find_beginning(run_dir)  # first of all: a preset reads the newest checkpoint's model
         mesh = held.enter_context(use_mesh(size_mesh(recipe, jax.device_count())))
         origin = open_origin(recipe)
-        check_sizes(recipe, origin.cfg, mesh)
+        check_sizes(recipe, foresee_vocabulary(recipe, origin), mesh)
         if is_first() and not is_there:
             held.enter_context(lock_run_dir(run_dir))
         check_shared(recipe)
