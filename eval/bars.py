@@ -36,12 +36,13 @@ def bar(
 _MARK_SHAPES = {
     "majority": Markup('<path d="M-3.5 0h7M0 -3.5v7"/>'),
     "untrained": Markup('<circle r="3.2"/>'),
+    "ema": Markup('<path d="M0 -4l4 4l-4 4l-4 -4z"/>'),
     "ignore_rule": Markup('<path d="M-3 -3l6 6M-3 3l6 -6"/>'),
 }
 
 
 def mark_shape(kind: str) -> Markup:
-    """The sign of a kind of mark around (0, 0): a plus, a ring, a cross; an upright line for all others."""
+    """The sign of a kind of mark around (0, 0): a plus, a ring, a lozenge, a cross; an upright line for all others."""
     return _MARK_SHAPES.get(kind, Markup('<path d="M0 -7v14"/>'))
 
 

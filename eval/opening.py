@@ -12,7 +12,15 @@ from data.chat import ChatTemplate, list_templates, load_chat, load_saved_chat
 from data.tokenizer import Tokenizer, fits_vocabulary, load_tokenizer
 from eval.config import EvalError
 from eval.engine import Model
-from model.checkpoint import CheckpointPath, Weights, check_weights, find_checkpoint, load_params, read_meta
+from model.checkpoint import (
+    CheckpointPath,
+    Weights,
+    check_weights,
+    decode_model,
+    find_checkpoint,
+    load_params,
+    read_meta,
+)
 from model.config import ComputeConfig, ModelConfig
 from model.hf.hub import HubModel, is_hub_folder, open_hub, stop_ids_of
 from model.parallel import ANSWERING, AxisRules, check_divisible, padding_for, sharded_sizes
@@ -139,7 +147,7 @@ def _open_checkpoint(path: str | Path, template: str | None, weights: Weights) -
     def load(cfg: ModelConfig, axes: AxisRules) -> Params:
         return load_params(found, with_dtype(abstract(cfg, axes), meta.get("dtype", "float32")), weights=weights)
 
-    cfg = msgspec.convert(meta["model"], ModelConfig)
+    cfg = decode_model(meta, found)
     return OpenModel(
         found.run_dir, found.step, cfg, meta, tokenizer, chat, meta["row_length"], load, is_padded_freely=False,
         weights=weights,

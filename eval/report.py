@@ -31,7 +31,7 @@ from eval.report_names import (
     format_percent,
     text_direction,
 )
-from eval.report_scores import TaskScores
+from eval.report_scores import Beside, TaskScores
 from eval.report_training import Attempt, LossCurve, plain
 from eval.run_files import Results, RunFiles, last_of_each_step, read_run
 
@@ -40,6 +40,7 @@ BASELINE_NAMES = {
     "chance": "chance",
     "majority": "always the most frequent answer",
     "untrained": "the untrained model",
+    "ema": "the average of the parameters over steps, EMA",
     "ignore_rule": "ignoring the rule",
     "uniform": "all tokens equally likely",
 }
@@ -57,6 +58,8 @@ class StepScores(msgspec.Struct, frozen=True, kw_only=True):
     """Macro averages of one evaluated step, in the order of the tasks shown."""
 
     step: int
+    is_averaged: bool
+    """Of the average of parameters."""
     texts: tuple[str, ...]
 
 
@@ -88,11 +91,11 @@ def render_report(run: RunFiles) -> str:
 
 def _page(run: RunFiles) -> dict[str, Any]:
     names = describe_languages(_all_tags(run))
-    step, results = _shown_evaluation(run)
-    untrained = run.evaluations.get(0) if step != 0 else None
-    tasks = report_scores.task_scores(results, untrained=untrained, names=names) if results else []
+    step, results, beside = _shown_evaluation(run)
+    is_averaged = step is not None and step not in run.evaluations
+    tasks = report_scores.task_scores(results, beside=beside, names=names) if results else []
     tries = report_training.attempts(run.starts, run.steps)
-    curve = report_training.loss_curve(run.steps, tries, run.evaluations, run.held_out)
+    curve = report_training.loss_curve(run.steps, tries, run.evaluations, run.held_out, run.averaged)
     cells = run.plan.cells if run.plan else ()
     by_source, spent = report_losses.of_sources(run.languages), goodput.measure(run)
     trained = report_mixture.trained_tokens(run.languages)
@@ -102,9 +105,10 @@ def _page(run: RunFiles) -> dict[str, Any]:
         "names": names,
         "step": step,
         "results": results,
+        "is_averaged": is_averaged,
         "last_step": _last_step(run),
         "planned_steps": _planned_steps(run),
-        "tiles": _tiles(run, tasks, curve, names=names, trained=trained, spent=spent),
+        "tiles": _tiles(run, tasks, curve, is_averaged=is_averaged, names=names, trained=trained, spent=spent),
         "notes": [*run.problems, *_warnings(tries, curve, run), *faults.describe_faults(run.steps, run.failed_saves)],
         "curve": curve,
         "panels": report_training.panels(run.steps),
@@ -140,7 +144,7 @@ def _all_tags(run: RunFiles) -> set[str]:
     for record in run.languages:
         tags |= {*record.weight, *record.tokens}
     tags |= {tag for record in run.held_out for tag in record.loss_sum}
-    for results in run.evaluations.values():
+    for results in (*run.evaluations.values(), *run.averaged.values()):
         for task, subtasks in results.group_subtasks.items():
             tags |= {report_metrics.subtask_language(task, subtask) for subtask in subtasks}
     for rows in run.samples.values():
@@ -148,9 +152,15 @@ def _all_tags(run: RunFiles) -> set[str]:
     return tags
 
 
-def _shown_evaluation(run: RunFiles) -> tuple[int | None, Results | None]:
-    step = max(run.evaluations, default=None)
-    return step, None if step is None else run.evaluations[step]
+def _shown_evaluation(run: RunFiles) -> tuple[int | None, Results | None, Beside]:
+    """The newest evaluation, and what its scores are shown beside. The average of parameters is shown by itself only
+    at a step that nothing else was evaluated at.
+    """
+    step = max([*run.evaluations, *run.averaged], default=None)
+    untrained = run.evaluations.get(0) if step != 0 else None
+    if step is None or step not in run.evaluations:
+        return step, None if step is None else run.averaged[step], Beside(untrained=untrained)
+    return step, run.evaluations[step], Beside(untrained=untrained, averaged=run.averaged.get(step))
 
 
 def _last_step(run: RunFiles) -> int | None:
@@ -169,11 +179,12 @@ def _tiles(
     tasks: Sequence[TaskScores],
     curve: LossCurve | None,
     *,
+    is_averaged: bool,
     names: Mapping[str, Language],
     trained: Mapping[str, float],
     spent: Goodput | None,
 ) -> list[Tile]:
-    tiles = [_task_tile(task) for task in tasks[:MAX_TASK_TILES]]
+    tiles = [_task_tile(task, ", EMA" * is_averaged) for task in tasks[:MAX_TASK_TILES]]
     if curve is not None:
         tiles.append(
             Tile(
@@ -201,10 +212,12 @@ def _tiles(
     return tiles
 
 
-def _task_tile(task: TaskScores) -> Tile:
+def _task_tile(task: TaskScores, note: str) -> Tile:
     known = [f"{kind.replace('_', ' ')}\N{NO-BREAK SPACE}{text}" for kind, text in task.baselines]
+    if task.averaged is not None:
+        known.append(f"EMA\N{NO-BREAK SPACE}{task.averaged.macro_text}")
     detail = " · ".join([f"mean of {len(task.scores)} languages", *known])
-    return Tile(label=f"{task.task}, {task.metric}", value=task.macro_text, detail=detail)
+    return Tile(label=f"{task.task}, {task.metric}{note}", value=task.macro_text, detail=detail)
 
 
 def _warnings(tries: Sequence[Attempt], curve: LossCurve | None, run: RunFiles) -> list[str]:
@@ -217,18 +230,20 @@ def _warnings(tries: Sequence[Attempt], curve: LossCurve | None, run: RunFiles) 
     ]
     if curve is not None and curve.not_finite:
         notes.append(f"The loss of {curve.not_finite} recorded steps is no finite number; the curve has gaps there.")
-    if run.samples and not run.evaluations:
+    if run.samples and not run.evaluations and not run.averaged:
         notes.append("There are sample answers without a results.json to judge them by.")
     return notes
 
 
 def _history(run: RunFiles, tasks: Sequence[TaskScores]) -> list[StepScores]:
     """Macro averages by evaluated step, when there is more than one."""
-    if len(run.evaluations) < 2:
+    found = [(step, False, results) for step, results in run.evaluations.items()]
+    found += [(step, True, results) for step, results in run.averaged.items()]
+    if len(found) < 2:
         return []
     return [
-        StepScores(step=step, texts=tuple(_macro_text(results, task) for task in tasks))
-        for step, results in run.evaluations.items()
+        StepScores(step=step, is_averaged=is_averaged, texts=tuple(_macro_text(results, task) for task in tasks))
+        for step, is_averaged, results in sorted(found, key=lambda each: each[:2])
     ]
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
+from typing import TypeGuard
 
 import msgspec
 from markupsafe import Markup
@@ -23,6 +24,8 @@ from eval.run_files import Results
 WORST = 5
 FLAT_LIST = 60
 SMALL_SCRIPT = 3
+AVERAGED = "ema"
+"""Kind of the mark of the average of parameters."""
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +37,8 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     error_text: str
     samples: int | None
     marks: tuple[Mark, ...]
+    averaged_text: str
+    """The same of the average of parameters; empty without one that was asked the same."""
     is_worst: bool
     bar: Markup
 
@@ -76,11 +81,22 @@ class TaskScores(msgspec.Struct, frozen=True, kw_only=True):
     scale_text: str
     samples: int | None
     version: str
+    averaged: "TaskScores | None"
+    """The task as the average of parameters at the same step does it."""
 
 
-def task_scores(results: Results, *, untrained: Results | None, names: Mapping[str, Language]) -> list[TaskScores]:
-    """A view of each task that has scores by language; `untrained` is the evaluation of step 0, if any."""
-    views = [_task(task, results, untrained=untrained, names=names) for task in results.group_subtasks]
+class Beside(msgspec.Struct, frozen=True, kw_only=True):
+    """Evaluations whose scores are shown beside a step's own."""
+
+    untrained: Results | None = None
+    """Of step 0."""
+    averaged: Results | None = None
+    """Of the average of parameters at the same step."""
+
+
+def task_scores(results: Results, *, beside: Beside, names: Mapping[str, Language]) -> list[TaskScores]:
+    """A view of each task that has scores by language."""
+    views = [_task(task, results, beside=beside, names=names) for task in results.group_subtasks]
     return [view for view in views if view is not None]
 
 
@@ -92,11 +108,9 @@ class _Raw(msgspec.Struct, frozen=True, kw_only=True):
     marks: tuple[Mark, ...]
 
 
-def _task(
-    task: str, results: Results, *, untrained: Results | None, names: Mapping[str, Language]
-) -> TaskScores | None:
+def _task(task: str, results: Results, *, beside: Beside, names: Mapping[str, Language]) -> TaskScores | None:
     metric = primary_metric(results, task)
-    raw = [] if metric is None else _raw_scores(task, metric, results, untrained)
+    raw = [] if metric is None else _raw_scores(task, metric, results, beside)
     if metric is None or not raw:
         return None
     higher = is_higher_better(results, task, metric)
@@ -130,11 +144,17 @@ def _task(
         scale_text=score_text(scale, is_share=is_share),
         samples=sum(counted) if counted else None,
         version=str(results.versions.get(task, "")),
+        averaged=_task(task, beside.averaged, beside=Beside(), names=names) if _has(beside.averaged, task) else None,
     )
 
 
-def _raw_scores(task: str, metric: str, results: Results, untrained: Results | None) -> list[_Raw]:
+def _has(results: Results | None, task: str) -> TypeGuard[Results]:
+    return results is not None and task in results.group_subtasks
+
+
+def _raw_scores(task: str, metric: str, results: Results, beside: Beside) -> list[_Raw]:
     raw = []
+    others = {"untrained": beside.untrained, AVERAGED: beside.averaged}
     for subtask in results.group_subtasks[task]:
         entry = results.results.get(subtask, {})
         if not is_number(entry.get(metric)):
@@ -142,9 +162,9 @@ def _raw_scores(task: str, metric: str, results: Results, untrained: Results | N
         name, _, filter_name = metric.partition(",")
         error = entry.get(f"{name}_stderr,{filter_name}")
         known = {**results.baselines.get(task, {}), **results.baselines.get(subtask, {})}
-        before = untrained.results.get(subtask, {}).get(metric) if untrained else None
-        if untrained and is_number(before) and _ask_the_same(task, subtask, results, untrained):
-            known["untrained"] = before
+        for kind, other in others.items():
+            if other is not None and _ask_the_same(task, subtask, results, other):
+                known[kind] = other.results.get(subtask, {}).get(metric)
         raw.append(
             _Raw(
                 tag=subtask_language(task, subtask),
@@ -177,6 +197,7 @@ def _worst_tags(ordered: Sequence[_Raw]) -> set[str]:
 
 
 def _score(raw: _Raw, language: Language, *, scale: Number, is_share: bool, is_worst: bool) -> Score:
+    averaged = [score_text(mark.value, is_share=is_share) for mark in raw.marks if mark.kind == AVERAGED]
     return Score(
         language=language,
         value=raw.value,
@@ -184,6 +205,7 @@ def _score(raw: _Raw, language: Language, *, scale: Number, is_share: bool, is_w
         error_text="" if raw.error is None else f"± {score_text(raw.error, is_share=is_share)}",
         samples=raw.samples,
         marks=raw.marks,
+        averaged_text="".join(averaged),
         is_worst=is_worst,
         bar=bars.bar(raw.value, scale=scale, marks=raw.marks, error=raw.error, style="worst" if is_worst else "plain"),
     )
@@ -193,7 +215,8 @@ def _baseline_texts(raw: Sequence[_Raw], *, is_share: bool) -> tuple[tuple[str, 
     values: dict[str, list[float]] = {}
     for score in raw:
         for mark in score.marks:
-            values.setdefault(mark.kind, []).append(mark.value)
+            if mark.kind != AVERAGED:
+                values.setdefault(mark.kind, []).append(mark.value)
     return tuple((kind, score_text(fmean(found), is_share=is_share)) for kind, found in values.items())
 
 

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from statistics import median
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -100,6 +101,7 @@ def loss_curve(
     tries: Sequence[Attempt],
     evaluations: Mapping[int, Results],
     held_out: Sequence[HeldOutRecord] = (),
+    averaged: Mapping[int, Results] = MappingProxyType({}),
 ) -> LossCurve | None:
     """The loss of every step, raw and smoothed, with resumes and held-out losses; None without a loss."""
     kept = last_of_each_step([record for record in steps if record.loss is not None])
@@ -114,6 +116,7 @@ def loss_curve(
         Series(name="loss", style="raw", xs=xs, ys=losses),
         Series(name="smoothed", style="smoothed", xs=xs, ys=smoothed),
         *_held_out_losses(evaluations, held_out, last_step=xs[-1]),
+        *_held_out_losses(averaged, (), last_step=xs[-1], note=", EMA", style="heldout ema"),
     ]
     description = (
         f"Loss falls or rises from {format_number(finite[0])} at step {xs[0]:,.0f} "
@@ -161,7 +164,12 @@ def _moments(tries: Sequence[Attempt], *, in_words: bool) -> list[Moment]:
 
 
 def _held_out_losses(
-    evaluations: Mapping[int, Results], held_out: Sequence[HeldOutRecord], *, last_step: Number
+    evaluations: Mapping[int, Results],
+    held_out: Sequence[HeldOutRecord],
+    *,
+    last_step: Number,
+    note: str = "",
+    style: str = "heldout",
 ) -> list[Series]:
     """Macro-averaged held-out loss: of the run's own rows, and of each task that reports one, by step."""
     points: dict[str, list[tuple[int, float]]] = {}
@@ -176,8 +184,8 @@ def _held_out_losses(
                 points.setdefault(task, []).append((step, loss))  # type: ignore[arg-type]
     return [
         Series(
-            name=f"held-out loss ({task})",
-            style="heldout",
+            name=f"held-out loss ({task}{note})",
+            style=style,
             xs=[s for s, _ in found],
             ys=[y for _, y in found],
             dots=True,

@@ -59,11 +59,21 @@ def run_eval(config: EvalConfig, *, console: Console | None = None) -> dict[str,
             facts = _list_facts(config, opened, limits, time.perf_counter() - started)
             # Written after each task: what fails later loses nothing that is computed.
             built = write_results(folder, build_results([result], facts), [result])
-    untrained = read_results(opened.run_dir / "eval" / "0") if opened.step else None
+    beside = _read_beside(opened)
     for task in tasks:
-        console.print(draw_table(built, task.name, untrained=untrained))
+        console.print(draw_table(built, task.name, beside=beside))
     console.print(f"wrote {folder}/results.json", highlight=False, soft_wrap=True)
     return built
+
+
+def _read_beside(opened: OpenModel) -> dict[str, dict[str, Any]]:
+    """Evaluations of the same run to show beside this one, by their columns' names: untrained, and of other weights."""
+    if not opened.step:
+        return {}
+    name, weights = ("EMA", "ema") if opened.weights == "params" else ("last", "params")
+    folders = {name: opened._replace(weights=weights).results_dir, "untrained": opened.run_dir / "eval" / "0"}
+    found = {name: read_results(folder) for name, folder in folders.items()}
+    return {name: results for name, results in found.items() if results is not None}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -181,11 +181,13 @@ class RunFiles(msgspec.Struct, frozen=True, kw_only=True):
     held_out: tuple[HeldOutRecord, ...]
     languages: tuple[LanguagesRecord, ...]
     evaluations: dict[int, Results]
-    """By step, ascending."""
+    """By step, ascending; of the parameters as they were then."""
     samples: dict[str, list[dict[str, Any]]]
-    """By task, of the newest evaluation."""
+    """By task, of the newest evaluation: where it is of both, that of the parameters."""
     card: dict[str, Any] | None
     problems: tuple[str, ...]
+    averaged: dict[int, Results] = {}
+    """As `evaluations`, of the parameters' average over steps (`--weights ema`)."""
 
 
 def read_run(run_dir: Path) -> RunFiles:
@@ -197,9 +199,10 @@ def read_run(run_dir: Path) -> RunFiles:
     _refuse_other_folders(run_dir)
     problems: list[str] = []
     records = _read_json_lines(run_dir / "metrics.jsonl", problems)
-    evaluations = _read_evaluations(run_dir / "eval", problems)
+    evaluations, averaged = (_read_evaluations(run_dir / "eval", suffix, problems) for suffix in ("", "-ema"))
     card = _read_json(run_dir / "run_card.json", dict, problems)
-    newest = run_dir / "eval" / str(max(evaluations, default=0))
+    step = max([*evaluations, *averaged], default=0)
+    newest = run_dir / "eval" / (f"{step}" if step in evaluations or not averaged else f"{step}-ema")
     return RunFiles(
         name=str((card or {}).get("name") or run_dir.resolve().name),
         recipe_text=_read_text(run_dir / "recipe.yaml", problems),
@@ -220,6 +223,7 @@ def read_run(run_dir: Path) -> RunFiles:
         },
         card=card,
         problems=tuple(problems),
+        averaged=averaged,
     )
 
 
@@ -301,7 +305,9 @@ def _of_kind(kind: str, shape: type[T], records: list[dict[str, Any]], problems:
     return tuple(kept)
 
 
-def _read_evaluations(folder: Path, problems: list[str]) -> dict[int, Results]:
-    steps = sorted(int(path.name) for path in folder.glob("*") if path.name.isdecimal()) if folder.is_dir() else []
-    found = {step: _read_json(folder / str(step) / "results.json", Results, problems) for step in steps}
+def _read_evaluations(folder: Path, suffix: str, problems: list[str]) -> dict[int, Results]:
+    """By step, from the folders `STEP` + suffix."""
+    names = [path.name for path in folder.glob(f"*{suffix}")] if folder.is_dir() else []
+    steps = sorted(int(name.removesuffix(suffix)) for name in names if name.removesuffix(suffix).isdecimal())
+    found = {step: _read_json(folder / f"{step}{suffix}" / "results.json", Results, problems) for step in steps}
     return {step: results for step, results in found.items() if results is not None}

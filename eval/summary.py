@@ -1,13 +1,13 @@
 """A run in a few numbers, taken from its files alone: what two runs are compared by."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
 
 import msgspec
 
 from eval import faults, goodput, report_losses, report_metrics
-from eval.run_files import HeldOutRecord, RunFiles, StepRecord, last_of_each_step
+from eval.run_files import HeldOutRecord, Results, RunFiles, StepRecord, last_of_each_step
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,7 +22,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     held_out_by_language: dict[str, float]
     """The last that was seen."""
     scores: dict[str, float]
-    """Macro averages of the newest evaluation, by task and metric."""
+    """Macro averages of the newest evaluation, by task and metric; and of the newest one of the EMA of parameters."""
 
 
 def summarise(run: RunFiles) -> RunSummary:
@@ -49,7 +49,7 @@ def summarise(run: RunFiles) -> RunSummary:
         faults=faults.count_faults(run.steps, run.failed_saves),
         loss_by_language={row.label: row.last for row in rows if row.last is not None},
         held_out_by_language=held_out,
-        scores=_scores(run),
+        scores=_scores(run.evaluations) | _scores(run.averaged, ", EMA"),
     )
 
 
@@ -71,15 +71,15 @@ def _last_held_out(records: Sequence[HeldOutRecord]) -> dict[str, float]:
     return {tag: kept[-1].loss_sum[tag] / weight for tag, weight in kept[-1].weight.items() if weight > 0}
 
 
-def _scores(run: RunFiles) -> dict[str, float]:
-    if not run.evaluations:
+def _scores(evaluations: Mapping[int, Results], note: str = "") -> dict[str, float]:
+    if not evaluations:
         return {}
-    results, scores = run.evaluations[max(run.evaluations)], {}
+    results, scores = evaluations[max(evaluations)], {}
     for task in results.group_subtasks:
         metric = report_metrics.primary_metric(results, task)
         value = None if metric is None else report_metrics.macro_score(results, task, metric)
         if metric is not None and value is not None:
-            scores[f"{task}, {report_metrics.metric_name(metric)}"] = float(value)
+            scores[f"{task}, {report_metrics.metric_name(metric)}{note}"] = float(value)
     return scores
 
 

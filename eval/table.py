@@ -1,6 +1,7 @@
 """The terminal's view of results.json: a table by language for each task."""
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -16,21 +17,25 @@ MOST_ROWS = 48
 WIDEST_NAME = 20
 
 
-def draw_table(built: Mapping[str, Any], task: str, *, untrained: Mapping[str, Any] | None = None) -> RenderableType:
-    """One task: macro average, then languages from worst to best, beside baselines and the untrained model.
+def draw_table(
+    built: Mapping[str, Any], task: str, *, beside: Mapping[str, Mapping[str, Any]] = MappingProxyType({})
+) -> RenderableType:
+    """One task: macro average, then languages from worst to best, beside baselines and other evaluations.
 
-    `untrained` is the results.json of step 0; its scores show where it asked as many documents of this task.
+    `beside` are other results.json, such as step 0's, by the name of their column, which those that have this task
+    get; scores show where they asked as many documents.
     """
     metric = next(iter(built["higher_is_better"][task]))
+    beside = {name: other for name, other in beside.items() if task in other["group_subtasks"]}
     baselines = list(built["baselines"][task])
-    table = _make_table([metric, "stderr", *baselines, *(["untrained"] if untrained else [])])
+    table = _make_table([metric, "stderr", *baselines, *beside])
     table.title = f"{task}, version {built['versions'][task]}"
 
     def numbers(key: str) -> list[str]:
         row = built["results"][key]
         values = [row[f"{metric},none"], row[f"{metric}_stderr,none"]]
         values += [built["baselines"][key][name] for name in baselines]
-        values += [_untrained_score(built, untrained, key, metric)] if untrained else []
+        values += [_other_score(built, other, key, metric) for other in beside.values()]
         return [str(row["sample_len"]), *map(_format, values)]
 
     count = len(built["group_subtasks"][task])
@@ -67,10 +72,10 @@ def _pick_rows(built: Mapping[str, Any], task: str, metric: str) -> Iterator[str
     yield from keys[-MOST_ROWS // 2 :]
 
 
-def _untrained_score(built: Mapping[str, Any], untrained: Mapping[str, Any], key: str, metric: str) -> float | str:
-    """Step 0's score if it comes from the same version of the task and as many documents, else a dash."""
-    same_version = untrained["versions"].get(key) == built["versions"][key]
-    row = untrained["results"].get(key, {})
+def _other_score(built: Mapping[str, Any], other: Mapping[str, Any], key: str, metric: str) -> float | str:
+    """Another evaluation's score if it comes from the same version of the task and as many documents, else a dash."""
+    same_version = other["versions"].get(key) == built["versions"][key]
+    row = other["results"].get(key, {})
     if not same_version or row.get("sample_len") != built["results"][key]["sample_len"]:
         return "-"
     return row[f"{metric},none"]

@@ -126,11 +126,18 @@ def decode_task(text: str, *, origin: str) -> TaskConfig:
 def follow_recipe(task: TaskConfig, recipe: Mapping[str, Any]) -> TaskConfig:
     """The task with its sources filled in from the checkpoint's recipe, if it is one that follows it.
 
-    Embedded sources of a kind that the recipe does not have are left out. Raises EvalError if none is left.
+    Embedded sources of a kind that the recipe does not have are left out. Raises EvalError if none is left, or where
+    they are of another version of polytune.
     """
     if not task.follow_recipe:
         return task
-    trained = [msgspec.convert(raw, Source) for raw in recipe["data"]["sources"]]
+    try:
+        trained = [msgspec.convert(raw, Source) for raw in recipe["data"]["sources"]]
+    except msgspec.ValidationError as error:
+        raise EvalError(
+            f"task {task.name} follows the run's data.sources, which another version of polytune wrote ({error}); "
+            "evaluate with that version, or leave the task out"
+        ) from None
     followed = (_follow(source, trained) for source in task.sources)
     sources = tuple(source for source in followed if source is not None)
     if not sources:

@@ -16,7 +16,9 @@ from data.languages import own_name
 from data.printable import isolate
 from eval.run_files import RunFiles, read_run
 from eval.summary import RunSummary, summarise
-from launch.recipe import flatten, parse_yaml
+from launch.config import RecipeError
+from launch.recipe import flatten, parse_yaml, recipe_tree
+from launch.stored_recipe import describe_filled_in, read_stored
 
 COMPARED = (
     "recipe_name", "plan_hash", "tokenizer_hash", "template_hash", "devices", "mesh", "processes", "loss_head",
@@ -75,7 +77,7 @@ def compare(a: RunFiles, b: RunFiles) -> Comparison:
         if facts_a.get(key) != facts_b.get(key)
     ]
     keys = {difference.key for difference in differences}
-    notes = []
+    notes = [f"{run.name}: {note}" for run in (a, b) for note in [read_recipe(run)[1]] if note is not None]
     if "tokenizer_hash" in keys:
         notes.append("the tokenizers differ: losses are per token, and say nothing about which run is better")
     elif "template_hash" in keys:
@@ -85,11 +87,27 @@ def compare(a: RunFiles, b: RunFiles) -> Comparison:
     )
 
 
+def read_recipe(run: RunFiles) -> tuple[Any, str | None]:
+    """The run's recipe as plain values, None where there is none; and what to know of one of another version.
+
+    What one of an earlier version lacks has its default, as in a resumed run; one with fields that this version does
+    not have is taken as it is written.
+    """
+    if not run.recipe_text:
+        return None, None
+    name = f"recipe.yaml of {run.name}"
+    try:
+        stored = read_stored(run.recipe_text, name)
+    except RecipeError as error:
+        return parse_yaml(run.recipe_text, name), f"taken as written, without defaults: {error}"
+    return recipe_tree(stored.recipe), describe_filled_in(stored.filled_in) if stored.filled_in else None
+
+
 def facts_of(run: RunFiles) -> dict[str, Any]:
     """What a run was, as one table from dotted keys: its recipe, every default filled in, and its card's facts."""
     card = run.card or {}
     kept = {key: card[key] for key in COMPARED if key in card}
-    recipe = parse_yaml(run.recipe_text, f"of {run.name}") if run.recipe_text else None
+    recipe, _ = read_recipe(run)
     found = flatten(kept if recipe is None else {"recipe": recipe, **kept})
     # The card has the model with its vocabulary filled in, and that of a folder that a recipe only names.
     told_twice = ("recipe.model.",) if "model" in kept else ()

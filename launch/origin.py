@@ -8,9 +8,10 @@ import jax
 import msgspec
 
 from data.config import TokenizerConfig
+from data.tokenizer import load_tokenizer
 from eval.opening import load_matching_tokenizer
 from launch.config import Recipe, RecipeError
-from model.checkpoint import find_checkpoint, load_params, newest_step, read_meta
+from model.checkpoint import decode_model, find_checkpoint, load_params, newest_step, read_meta
 from model.config import ModelConfig
 from model.hf.config_file import read_config_file
 from model.hf.hub import is_hub_folder, open_hub, stop_ids_of
@@ -42,9 +43,28 @@ def size_mesh(recipe: Recipe, devices: int) -> MeshConfig:
     if recipe.mesh.preset is None:
         return recipe.mesh
     with jax.set_mesh(make_mesh(MeshConfig(), jax.devices()[:1])):  # sizes of a start do not depend on its mesh
-        cfg = open_origin(recipe).cfg
-    rows = recipe.train.batch_rows // recipe.train.microbatches
-    return resolve_mesh(recipe.mesh, cfg, devices=devices, rows=rows, row_length=recipe.data.packing.row_length)
+        cfg = foresee_vocabulary(recipe, open_origin(recipe))
+    rows, length = recipe.train.batch_rows // recipe.train.microbatches, recipe.data.packing.row_length
+    return resolve_mesh(recipe.mesh, cfg, devices=devices, rows=rows, row_length=length, axes=recipe.axes)
+
+
+def foresee_vocabulary(recipe: Recipe, origin: Origin) -> ModelConfig:
+    """The model with a vocabulary, before any data is read: its own, or else that of the run's newest checkpoint, of
+    the tokenizer's file, or the one that a tokenizer is to be trained with, which becomes smaller where texts are few.
+
+    Raises what opening a tokenizer raises.
+    """
+    run_dir = Path(recipe.run.dir)
+    if origin.cfg.vocab_size:
+        return origin.cfg
+    if newest_step(run_dir) is not None:
+        found = find_checkpoint(run_dir)
+        size = decode_model(read_meta(found), found).vocab_size
+    elif origin.tokenizer.path is not None:
+        size = load_tokenizer(origin.tokenizer.path).vocab_size
+    else:
+        size = origin.tokenizer.vocab_size
+    return msgspec.structs.replace(origin.cfg, vocab_size=size)
 
 
 def open_origin(recipe: Recipe) -> Origin:
@@ -72,12 +92,13 @@ def open_origin(recipe: Recipe) -> Origin:
 
 def _open_own(run_dir: Path, start: Path, tokenizer: TokenizerConfig) -> Origin:
     """The model of the run's own newest checkpoint."""
-    meta = read_meta(find_checkpoint(run_dir))
+    found = find_checkpoint(run_dir)
+    meta = read_meta(found)
     if meta.get("plan_hash") is None:
         raise RecipeError(
             f"{run_dir} holds an imported model, not a run; start from it: model={run_dir} and another run.dir"
         )
-    cfg = msgspec.convert(meta["model"], ModelConfig)
+    cfg = decode_model(meta, found)
     if is_hub_folder(start):
         _, now = read_model(read_config_file(start), origin=str(start / "config.json"))
         if now != msgspec.structs.replace(cfg, vocab_padding=0):
@@ -109,7 +130,7 @@ def _open_hub(path: Path, tokenizer: TokenizerConfig, axes: AxisRules) -> Origin
 def _open_checkpoint(path: Path, tokenizer: TokenizerConfig) -> Origin:
     found = find_checkpoint(path)
     meta = read_meta(found)
-    cfg = msgspec.convert(meta["model"], ModelConfig)
+    cfg = decode_model(meta, found)
     if tokenizer.path is None:
         load_matching_tokenizer(found, meta)
 

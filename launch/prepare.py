@@ -8,8 +8,8 @@ from launch.config import Recipe
 from launch.origin import open_origin
 from launch.plan_table import print_mixture
 from launch.preparing import prepare_recipe, store_of
-from launch.recipe import check_same_run
 from launch.runtime import lock_run_dir, use_mesh
+from launch.stored_recipe import check_same_run
 from model.parallel import MeshConfig
 
 
@@ -19,7 +19,7 @@ def run_prepare(recipe: Recipe, *, console: Console) -> int:
     with use_mesh(MeshConfig()):
         origin = open_origin(recipe)
         with lock_run_dir(run_dir):
-            check_same_run(recipe, run_dir)
+            check_same_run(recipe, run_dir, origin.cfg)
             prepared = prepare_recipe(recipe, origin, run_dir=run_dir, console=console)
     print_mixture(prepared.plan.summary, console)
     console.print(

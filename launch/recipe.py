@@ -1,4 +1,4 @@
-"""Recipes from YAML: load, override, decode strictly, explain what is wrong, write back, compare."""
+"""Recipes from YAML: load, override, decode strictly, explain what is wrong, write back."""
 
 import difflib
 import importlib.resources
@@ -14,7 +14,7 @@ import msgspec
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from launch.config import FREE_TO_CHANGE, FREE_WITH_A_CHANGED_PLAN, Recipe, RecipeError
+from launch.config import Recipe, RecipeError
 
 
 def shipped_recipes() -> list[str]:
@@ -57,28 +57,6 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(_dump_yaml(recipe_tree(recipe)), encoding="utf-8")
     os.replace(temporary, path)
-
-
-def check_same_run(recipe: Recipe, run_dir: Path) -> None:
-    """Raises RecipeError when the directory holds a run of a recipe that differs in more than speed or logging."""
-    path = run_dir / "recipe.yaml"
-    if not path.exists():
-        return
-    there = flatten(parse_yaml(path.read_text(encoding="utf-8"), str(path)))
-    here = flatten(recipe_tree(recipe))
-    # In the order of a recipe's fields: what was chosen comes before the options that follow from it.
-    differing = [key for key in dict.fromkeys([*here, *there]) if there.get(key) != here.get(key)]
-    allowed = FREE_TO_CHANGE + (FREE_WITH_A_CHANGED_PLAN if recipe.data.changed_plan == "accept" else ())
-    differing = [key for key in differing if not any(key == free or key.startswith(free + ".") for free in allowed)]
-    if differing:
-        shown = "; ".join(
-            f"{key}: {there.get(key, '(absent)')!r} there, {here.get(key, '(absent)')!r} here" for key in differing[:5]
-        )
-        more = f" and {len(differing) - 5} more" if len(differing) > 5 else ""
-        raise RecipeError(
-            f"{run_dir} holds another recipe's run: {shown}{more}. "
-            "Use another run.dir, or give the values it was started with"
-        )
 
 
 def _recipe_text(name: str) -> str:

@@ -25,12 +25,13 @@ from eval.run_files import read_run
 from launch.cluster import Flags, describe, detect_cluster, join
 from launch.config import Recipe, RecipeError
 from launch.environment import describe_devices, git_state, library_versions
-from launch.origin import Origin, open_origin, size_mesh
+from launch.origin import Origin, foresee_vocabulary, open_origin, size_mesh
 from launch.plan_table import describe_head, print_plan
 from launch.preparing import prepare_recipe, print_notice
-from launch.recipe import check_same_run, recipe_tree, write_recipe
+from launch.recipe import recipe_tree, write_recipe
 from launch.runtime import lock_run_dir, set_up_process, use_mesh
 from launch.shared import check_alike, check_shared, print_waiting
+from launch.stored_recipe import check_same_run, describe_filled_in
 from launch.together import fail_together
 from model import transformer
 from model.attention_choice import choose_attention, platform_in_use
@@ -87,7 +88,7 @@ def _run(recipe: Recipe, recipe_name: str, console: Console, stage: Stage) -> Ou
         beginning = find_beginning(run_dir)  # first of all: a preset reads the newest checkpoint's model
         mesh = held.enter_context(use_mesh(size_mesh(recipe, jax.device_count())))
         origin = open_origin(recipe)
-        check_sizes(recipe, origin.cfg, mesh)
+        check_sizes(recipe, foresee_vocabulary(recipe, origin), mesh)
         if is_first() and not is_there:
             held.enter_context(lock_run_dir(run_dir))
         check_shared(recipe)
@@ -109,7 +110,9 @@ def _prepare(recipe: Recipe, origin: Origin, console: Console) -> Prepared:
     """The run's data: process 0 prepares it, then the others read what it has written."""
 
     def prepare() -> None:
-        check_same_run(recipe, Path(recipe.run.dir))
+        filled_in = check_same_run(recipe, Path(recipe.run.dir), origin.cfg)
+        if filled_in:
+            print_notice(describe_filled_in(filled_in), console)
         mine.append(prepare_recipe(recipe, origin, run_dir=Path(recipe.run.dir), console=console))
 
     mine: list[Prepared] = []

@@ -5,11 +5,13 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from model.contraction import contract
 from model.layers import soft_cap
+from model.remat import ATTENTION
 
 
 class Places(NamedTuple):
@@ -88,7 +90,7 @@ def attend(
     q_BTKGH = (q_BTNH * scale).reshape(batch, length, kv_heads, heads // kv_heads, width, out_sharding=group_spec)
     q_BKGTH = q_BTKGH.transpose(0, 2, 3, 1, 4)
     scores_BKGTS = contract(f"BKGTH,{layout}->BKGTS", q_BKGTH, k, out_spec=heads_spec, dtype=jnp.float32)
-    scores_BKGTS = soft_cap(scores_BKGTS, softcap)
+    scores_BKGTS = soft_cap(checkpoint_name(scores_BKGTS, ATTENTION), softcap)
     if alibi_BTS is not None:
         slopes_KG = jnp.asarray(alibi_slopes(heads), jnp.float32).reshape(kv_heads, heads // kv_heads)
         falls_BKGTS = slopes_KG[None, :, :, None, None] * alibi_BTS.astype(jnp.float32)[:, None, None]
@@ -96,4 +98,5 @@ def attend(
     scores_BKGTS = jnp.where(mask_BTS[:, None, None], scores_BKGTS, jnp.finfo(jnp.float32).min)
     weights_BKGTS = jax.nn.softmax(scores_BKGTS, axis=-1).astype(v.dtype)
     out_BKGTH = contract(f"BKGTS,{layout}->BKGTH", weights_BKGTS, v, out_spec=heads_spec)
-    return out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width, out_sharding=out_spec)
+    out_BTNH = out_BKGTH.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, width, out_sharding=out_spec)
+    return checkpoint_name(out_BTNH, ATTENTION)

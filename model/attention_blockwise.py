@@ -19,9 +19,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from model.attention import Places, distances, visible
 from model.layers import soft_cap
+from model.remat import ATTENTION
 
-SAVED_NAME = "attention"
-"""By which a rematerialisation policy can keep what the gradient needs instead of computing it again."""
 LOWEST = float(np.finfo(np.float32).min)
 _NO_QUERY, _NO_KEY = -1, -2
 """Segments of what fills up the last block."""
@@ -117,8 +116,8 @@ def _forward(scoring: Scoring, q_BTNH, k_BSKH, v_BSKH, query, key, slopes_N):
     pairs = list_pairs(scoring, blocks)
     (weighted_XBKGTH, maximum_XBKGT, total_XBKGT), _ = jax.lax.scan(step, start, pairs)
     out_XBKGTH = (weighted_XBKGTH / total_XBKGT[..., None]).astype(v_BSKH.dtype)
-    out_BTNH = checkpoint_name(_join_queries(out_XBKGTH, q_BTNH.shape[1]), SAVED_NAME)
-    logsumexp_XBKGT = checkpoint_name(maximum_XBKGT + jnp.log(total_XBKGT), SAVED_NAME)
+    out_BTNH = checkpoint_name(_join_queries(out_XBKGTH, q_BTNH.shape[1]), ATTENTION)
+    logsumexp_XBKGT = checkpoint_name(maximum_XBKGT + jnp.log(total_XBKGT), ATTENTION)
     return out_BTNH, (given, out_BTNH, logsumexp_XBKGT)
 
 

@@ -15,8 +15,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from model.attention import Places
-from model.attention_blockwise import SAVED_NAME
 from model.parallel import MeshAxes
+from model.remat import ATTENTION
 
 LANES = 128
 """Rows are filled up to, and blocks are, multiples of this."""
@@ -52,7 +52,7 @@ def make_splash(
         head_shards=1,
         q_seq_shards=shards,
         attn_logits_soft_cap=softcap or None,
-        residual_checkpoint_name=SAVED_NAME,
+        residual_checkpoint_name=ATTENTION,
         interpret=is_interpreted,
     )  # fmt: skip
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import msgspec
 from jax.sharding import NamedSharding, PartitionSpec
 from orbax.checkpoint import v1 as ocp
 
 from model.checksums import find_damage
+from model.config import ModelConfig
 from model.transformer import Params
 
 FORMAT = 2
@@ -111,6 +113,21 @@ def read_meta(checkpoint: CheckpointPath) -> dict[str, Any]:
             "Use the polytune version that wrote it"
         )
     return meta
+
+
+def decode_model(meta: dict[str, Any], checkpoint: CheckpointPath) -> ModelConfig:
+    """The model config in a `meta`; fields it lacks, as one of an earlier version may, have their defaults.
+
+    A field of `ModelConfig` that was added later changes nothing by default. Raises CheckpointError for one that this
+    version does not know: what it changed would be left out.
+    """
+    try:
+        return msgspec.convert(meta["model"], ModelConfig)
+    except msgspec.ValidationError as error:
+        raise CheckpointError(
+            f"{checkpoint.path} holds a model that this version cannot compute ({error}); use the version of "
+            "polytune that wrote it"
+        ) from None
 
 
 def load_params(checkpoint: CheckpointPath, abstract_params: Params, *, weights: Weights = "params") -> Params:

@@ -254,9 +254,10 @@ class ComputeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of activations and matrix products. bfloat16 on TPU and GPU; float32 on CPU, where XLA has no fast bfloat16."""
-    remat: Literal["none", "products", "block", "offload"] = "none"
+    remat: Literal["none", "products", "attention", "block", "offload"] = "none"
     """What is computed again in the backward pass, from least to most (`model.remat`). `products`: all but products of
-    weights; `block`: all but each layer's input; `offload`: as `block`, and the inputs wait in the host's memory."""
+    weights; `attention`: all but each layer's input and attention; `block`: all but each layer's input; `offload`: as
+    `block`, and the inputs wait in the host's memory."""
     attention: Literal["auto", "any"] | AttentionName = "auto"
     """Of passes over packed rows. `auto`: `splash` on TPU, `cudnn` on GPU, or an error where that cannot serve the
     model; on CPU `dense` for short rows and `blockwise` for long ones. `any`: `blockwise`, which serves every model

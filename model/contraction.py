@@ -30,13 +30,18 @@ def contract(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _contract(equation, out_spec, dtype, x, w):
+    return _product(equation, out_spec, dtype, x, w)
+
+
+def _product(equation, out_spec, dtype, x, w):
     # einsum contracts in the order of the alphabet: letters in the order of x need no transposing first.
     ordered = str.maketrans(dict(zip(dict.fromkeys(filter(str.isalpha, equation)), string.ascii_letters, strict=False)))
     return jnp.einsum(equation.translate(ordered), x, w, preferred_element_type=dtype, out_sharding=out_spec)
 
 
 def _forward(equation, out_spec, dtype, x, w):
-    return _contract(equation, out_spec, dtype, x, w), (x, w)
+    # Not `_contract`: in a function with a gradient of its own, a remat policy that keeps products sees none.
+    return _product(equation, out_spec, dtype, x, w), (x, w)
 
 
 def _backward(equation, out_spec, dtype, saved, g):

@@ -144,7 +144,7 @@ def sharded_sizes(cfg: ModelConfig, axes: AxisRules) -> dict[str, tuple[int, Mes
     }
     if cfg.vocab_size:
         # Padding is decided when a model is imported; one that starts from a folder has what its first mesh needs.
-        name = "model.vocab_size + model.vocab_padding (polytune import --vocab-multiple)"
+        name = "model.vocab_size (or tokenizer.vocab_size) + model.vocab_padding (polytune import --vocab-multiple)"
         sizes[name] = (cfg.padded_vocab, axes.vocab)
     if cfg.experts is not None:
         sizes["model.experts.num_experts"] = (cfg.experts.num_experts, axes.experts)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import msgspec
 
 from model.config import ModelConfig
-from model.parallel import MESH_AXES, MeshConfig
+from model.parallel import MESH_AXES, AxisRules, MeshConfig, axis_names, sharded_sizes
 
 POWERS = (2, 4, 8)
 """Sizes that presets choose from: up to what one host's devices, or the chips around one, can exchange quickly."""
@@ -24,15 +24,25 @@ class Sizes(NamedTuple):
     """Left to the preset, after the sizes that the recipe gives."""
     given_ways: int
     """How many parts of the rows the sizes that the recipe gives make."""
+    axes: AxisRules
 
 
-def resolve_mesh(config: MeshConfig, cfg: ModelConfig, *, devices: int, rows: int, row_length: int) -> MeshConfig:
+def resolve_mesh(
+    config: MeshConfig,
+    cfg: ModelConfig,
+    *,
+    devices: int,
+    rows: int,
+    row_length: int,
+    axes: AxisRules = AxisRules(),  # noqa: B008
+) -> MeshConfig:
     """The config with its preset's axes sized for so many devices, this model, and microbatches of so many rows.
 
-    `fsdp`: all devices on `fsdp`. `fsdp_tp`: a `tensor` axis as short as lets the rest divide the rows, at least 2.
-    `long`: the same of `sequence`. `moe`: an `expert` axis as long as divides experts and devices, at most 8. Sizes
-    that the config gives stand, and `fsdp` has the rest; where it gives `fsdp`, the preset's axis has the rest. Raises
-    ValueError, with the numbers, when no size works.
+    `fsdp`: all devices on `fsdp`. `fsdp_tp`: a `tensor` axis as short as lets the rest divide the rows, at least 2,
+    that divides what `axes` shards over it: heads, widths and, where it is known, the vocabulary. `long`: the same of
+    `sequence`. `moe`: an `expert` axis as long as divides experts and devices, at most 8. Sizes that the config gives
+    stand, and `fsdp` has the rest; where it gives `fsdp`, the preset's axis has the rest. Raises ValueError, with the
+    numbers, when no size works.
     """
     if config.preset is None:
         return config
@@ -49,15 +59,14 @@ def resolve_mesh(config: MeshConfig, cfg: ModelConfig, *, devices: int, rows: in
         )
     if config.size("fsdp") > 0:
         return msgspec.structs.replace(config, preset=None, **{axis: left})
-    sizes = Sizes(cfg, rows, row_length, left, given_ways=given.get("data", 1) * given.get("expert", 1))
+    given_ways = given.get("data", 1) * given.get("expert", 1)
+    sizes = Sizes(cfg, rows, row_length, left, given_ways, axes)
     return msgspec.structs.replace(config, preset=None, **{axis: CHOOSE[config.preset](sizes)})
 
 
 def _tensor(sizes: Sizes) -> int:
-    cfg = sizes.cfg
-    divided = {"model.num_kv_heads": cfg.num_kv_heads, "model.mlp_dim": cfg.mlp_dim}
-    if cfg.experts is not None:
-        divided["model.experts.dim"] = cfg.experts.dim
+    sharded = sharded_sizes(sizes.cfg, sizes.axes)
+    divided = {name: size for name, (size, axes) in sharded.items() if "tensor" in axis_names(axes)}
     return _shortest("fsdp_tp", "tensor", divided, sizes)
 
 
@@ -71,10 +80,13 @@ def _shortest(preset: str, axis: str, divided: dict[str, int], sizes: Sizes) -> 
         if sizes.rows % (sizes.given_ways * sizes.devices // n) == 0:
             return n
     named = ", ".join(f"{name}={size}" for name, size in divided.items())
-    if not fits:
+    if not fits:  # one of the sizes is odd, as all that are even can be halved
+        odd = [f"{name} be {size - 1} or {size + 1}" for name, size in divided.items() if size % 2]
+        mended = f"let {', and '.join(odd)}; or " if odd and sizes.devices % 2 == 0 else ""
         raise ValueError(
             f"mesh.preset={preset} needs 2, 4 or 8 devices on the {axis} axis, which must divide the "
-            f"{sizes.devices} devices it may use and {named}; use mesh.preset=fsdp, or give mesh.{axis} yourself"
+            f"{sizes.devices} devices it may use and {named}; {mended}use mesh.preset=fsdp, or give mesh.{axis} "
+            "yourself"
         )
     ways = sizes.given_ways * sizes.devices // fits[-1]
     low = sizes.rows // ways * ways

@@ -9,8 +9,9 @@ from data.batch import Batch
 from model import transformer
 from model.chips import find_chip
 from model.config import ModelConfig
-from model.flops import Work, attention_flops, product_flops, used_parameters
+from model.flops import StepCost, Work, cost_step
 from train.config import TrainConfig
+from train.paths import split_frozen
 from train.step import StepSpec
 
 
@@ -19,8 +20,7 @@ class Utilisation:
     """The formula of a run: everything but a batch and its seconds."""
 
     model: ModelConfig
-    used: int
-    """Parameters that a token is multiplied with, the head's included."""
+    cost: StepCost
     devices: int
     peak_flops_per_s: float | None
     """Of one device; None: not known, and then there is no MFU."""
@@ -38,9 +38,9 @@ class Utilisation:
         work = Work(
             positions=int(is_real_BT.sum()),
             head_positions=int((batch.loss_weight_BT > 0).sum()),
-            pairs=sum(sums[kind.window] for kind in self.model.kinds),
+            pairs_L=tuple(sums[kind.window] for kind in self.model.kinds),
         )
-        return float(product_flops(self.model, self.used, work) + attention_flops(self.model, work))
+        return float(self.cost.product_flops(work) + self.cost.attention_flops(work))
 
     @property
     def peak_of_all(self) -> float | None:
@@ -49,11 +49,14 @@ class Utilisation:
 
     def describe(self) -> str:
         """Formula, peak and denominator, in one paragraph for the start of a run."""
-        head = self.model.padded_vocab * self.model.dim
+        body = " + ".join(f"{flops} x {count:,}" for flops, count in self.cost.parameters.items())
+        flops, head = self.cost.head
+        pairs = " or ".join(f"{each:,}" for each in sorted({*self.cost.pair_L}))
         formula = (
-            f"model FLOPs of a step: 6 x {self.used - head:,} parameters a real token + 6 x {head:,} of the head a "
-            f"trained token + 12 x {self.model.num_heads * self.model.head_dim:,} (heads x width) for each key that a "
-            "real token sees in each layer; frozen parameters count as trained ones, padding and recomputation nothing"
+            f"model FLOPs of a step: {body} parameters a real token + {flops} x {head:,} of the head a trained token + "
+            f"{pairs} (12 x heads x width; 4 x where no gradient goes) for each key that a real token sees in each "
+            "layer. A parameter counts 2, and 2 if it is trained, and 2 if something trained lies before it; padding "
+            "and recomputation count nothing"
         )
         if self.peak_flops_per_s is None:
             return f"{formula}. MFU is not shown: {self.peak_source}"
@@ -73,9 +76,10 @@ def make_utilisation(spec: StepSpec, train: TrainConfig) -> Utilisation:
         peak, source = train.peak_flops_per_s, "train.peak_flops_per_s of the recipe"
     elif chip is not None:
         peak, source = chip.peak_flops(dtype), f"{chip.name}, {dtype}: {chip.source}"
+    params = transformer.abstract(spec.model, spec.axes)
     return Utilisation(
         model=spec.model,
-        used=used_parameters(spec.model, transformer.abstract(spec.model, spec.axes)),
+        cost=cost_step(spec.model, params, split_frozen(params, spec.freeze)[0]),
         devices=devices.size,
         peak_flops_per_s=peak,
         peak_source=source,

@@ -140,16 +140,16 @@ def to_builtins(plan: AheadPlan) -> dict[str, Any]:
 def _read_text(
     step: AbstractStep, compiled: CompiledStep, mesh_shape: dict[str, int]
 ) -> tuple[roofline.Flops, int | None, list[Traffic] | None]:
-    six_nd, attention = roofline.model_flops(step)
+    products, attention = roofline.model_flops(step)
     if compiled.text is None:
-        unread = roofline.Flops(six_nd=six_nd, attention=attention, compiled_per_chip=None, compiler_per_chip=None)
+        unread = roofline.Flops(products=products, attention=attention, compiled_per_chip=None, compiler_per_chip=None)
         return unread, None, None
     program = dataclasses.replace(parse_program(compiled.text), assumed_trips=head_trips(step))
     unknown = program.unknown_loops()
     if len(unknown) == 1 and step.spec.loss.head == "chunked":
         unknown = []  # the head's, whose length is assumed
     flops = roofline.Flops(
-        six_nd=six_nd,
+        products=products,
         attention=attention,
         compiled_per_chip=count_flops(program),
         compiler_per_chip=compiled.flops_once,

@@ -7,14 +7,12 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import msgspec
 import numpy as np
 
 from data.batch import Batch
-from data.tokenizer import load_tokenizer
 from launch.config import Recipe, RecipeError
-from launch.origin import Origin, open_origin
-from launch.train import check_sizes, make_spec, resolve_model
+from launch.origin import foresee_vocabulary, open_origin
+from launch.train import check_sizes, make_spec
 from model.chips import GIB
 from model.config import ModelConfig
 from model.parallel import ways
@@ -57,17 +55,11 @@ class CompiledStep(NamedTuple):
 
 
 def resolve_config(recipe: Recipe) -> ModelConfig:
-    """The model's config with a vocabulary, on the mesh in use; no data is read.
+    """The model's config with a vocabulary (`launch.origin.foresee_vocabulary`), on the mesh in use; no data is read.
 
-    A vocabulary that the recipe leaves to a tokenizer is that of the file, or what one is to be trained with. Raises
-    RecipeError, and what opening a start or a tokenizer raises.
+    Raises RecipeError, and what opening a start or a tokenizer raises.
     """
-    origin: Origin = open_origin(recipe)
-    if origin.cfg.vocab_size:
-        return origin.cfg
-    if origin.tokenizer.path is not None:
-        return resolve_model(origin.cfg, load_tokenizer(origin.tokenizer.path))
-    return msgspec.structs.replace(origin.cfg, vocab_size=origin.tokenizer.vocab_size)
+    return foresee_vocabulary(recipe, open_origin(recipe))
 
 
 def make_step(recipe: Recipe, cfg: ModelConfig, *, trained_share: float) -> AbstractStep:

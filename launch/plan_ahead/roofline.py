@@ -10,16 +10,17 @@ import numpy as np
 from launch.plan_ahead.collectives import Traffic, moved_by_axes
 from launch.plan_ahead.program import AbstractStep
 from launch.plan_ahead.topology import Topology, bandwidth
-from model.flops import Work, attention_flops, causal_pairs, product_flops, used_parameters
+from model.flops import StepCost, Work, causal_pairs, cost_step
+from train.paths import split_frozen
 
 
 class Flops(msgspec.Struct, frozen=True, kw_only=True):
     """Floating-point operations of one step; a product and its sum are two."""
 
-    six_nd: int
-    """6 N D over all chips, padding included: `model.flops.product_flops`."""
+    products: int
+    """Of parameters, over all chips, padding included: 6 N D where all are trained (`model.flops`)."""
     attention: int
-    """Scores and weighted sums over all chips, of a row that is one causal segment; 3 times the forward pass."""
+    """Scores and weighted sums over all chips, of a row that is one causal segment, and their gradients."""
     compiled_per_chip: int | None
     """Matrix products in the compiled program of one chip, loops multiplied out, recomputation included."""
     compiler_per_chip: float | None
@@ -32,7 +33,7 @@ class Flops(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def model(self) -> int:
         """What the model needs, whatever is computed twice: the numerator of MFU."""
-        return self.six_nd + self.attention
+        return self.products + self.attention
 
 
 class Roofline(msgspec.Struct, frozen=True, kw_only=True):
@@ -72,13 +73,19 @@ class Roofline(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def model_flops(step: AbstractStep) -> tuple[int, int]:
-    """(6 N D, attention) of one step, as `Flops` says."""
+    """(products, attention) of one step, as `Flops` says."""
     cfg, spec = step.spec.model, step.spec
     rows, length = step.batch.tokens_BT.shape
-    pairs = rows * sum(causal_pairs(length, kind.window) for kind in cfg.kinds)
-    used = used_parameters(cfg, step.state.params)
-    work = Work(positions=rows * length, head_positions=rows * spec.most_trained, pairs=pairs)
-    return product_flops(cfg, used, work), attention_flops(cfg, work)
+    pairs_L = tuple(rows * causal_pairs(length, kind.window) for kind in cfg.kinds)
+    work = Work(positions=rows * length, head_positions=rows * spec.most_trained, pairs_L=pairs_L)
+    cost = cost_of(step)
+    return cost.product_flops(work), cost.attention_flops(work)
+
+
+def cost_of(step: AbstractStep) -> StepCost:
+    """The same by what it is for, as the training loop counts it too."""
+    params = step.state.params
+    return cost_step(step.spec.model, params, split_frozen(params, step.spec.freeze)[0])
 
 
 def draw_roofline(

@@ -7,7 +7,7 @@ import msgspec
 from launch.config import Recipe, RecipeError
 from launch.plan_ahead.plan import AheadPlan
 
-REMAT_FROM_LEAST = ("none", "products", "block", "offload")
+REMAT_FROM_LEAST = ("none", "products", "attention", "block", "offload")
 """`compute.remat`, from what recomputes nothing on."""
 
 

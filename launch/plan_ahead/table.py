@@ -70,7 +70,7 @@ def _memory_table(memory: MemoryPlan) -> Table:
 def _print_flops(plan: AheadPlan, console: Console) -> None:
     flops, size = plan.flops, math.prod(plan.mesh.values())
     lines = [
-        f"FLOPs of a step: 6ND {flops.six_nd:.4g}, causal attention {flops.attention:.4g}; "
+        f"FLOPs of a step: products with parameters {flops.products:.4g}, causal attention {flops.attention:.4g}; "
         f"a chip's share of both {flops.model / size:.4g}"
     ]
     if flops.compiled_per_chip is not None:
@@ -111,8 +111,8 @@ def _print_roofline(plan: AheadPlan, topology: Topology, console: Console) -> No
         f"roofline: compute {drawn.compute_s:.3f} s, memory {memory}, links {drawn.links_s:.3f} s ({links}); "
         f"no step is faster than {drawn.bound_s:.3f} s (bound by {drawn.bound_by}), with nothing overlapping "
         f"{drawn.serial_s:.3f} s\n"
-        f"MFU {drawn.mfu(drawn.serial_s):.1%} to {drawn.mfu(drawn.bound_s):.1%}: (6ND + causal attention) / (time x "
-        f"{drawn.chips} chips x {drawn.peak_flops:.4g} FLOP/s); {drawn.tokens / drawn.serial_s:,.0f} to "
+        f"MFU {drawn.mfu(drawn.serial_s):.1%} to {drawn.mfu(drawn.bound_s):.1%}: (products + causal attention) / (time "
+        f"x {drawn.chips} chips x {drawn.peak_flops:.4g} FLOP/s); {drawn.tokens / drawn.serial_s:,.0f} to "
         f"{drawn.tokens / drawn.bound_s:,.0f} positions a second. Peaks: {topology.chip.source}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip

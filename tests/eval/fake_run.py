@@ -46,8 +46,12 @@ def write_fake_run(
     languages: Sequence[str] = LANGUAGES_34,
     steps: int = 300,
     kills: Sequence[tuple[int, int]] = ((147, 120),),
+    averaged: Sequence[int] = (),
 ) -> Path:
-    """A finished, evaluated run; `kills` are (last step recorded, step resumed from)."""
+    """A finished, evaluated run; `kills` are (last step recorded, step resumed from).
+
+    Of the steps `averaged` the average of parameters was evaluated too; it knows a tenth more.
+    """
     rng = random.Random(7)
     for folder in ("plan", "eval/0", f"eval/{steps}", "checkpoints"):
         (run_dir / folder).mkdir(parents=True)
@@ -60,6 +64,10 @@ def write_fake_run(
     skill = {tag: min(1.0, max(0.02, rng.gauss(0.86, 0.14))) for tag in languages}
     _write_evaluation(run_dir / f"eval/{steps}", skill, step=steps)
     _write_evaluation(run_dir / "eval/0", {tag: 0.02 for tag in languages}, step=0)
+    better = {tag: min(1.0, 1.1 * value) for tag, value in skill.items()}
+    for step in averaged:
+        (run_dir / f"eval/{step}-ema").mkdir()
+        _write_evaluation(run_dir / f"eval/{step}-ema", better, step=step)
     return run_dir
 
 

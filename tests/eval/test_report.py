@@ -18,7 +18,7 @@ from eval.report_names import (
     visible,
 )
 from eval.report_samples import answer_text, prompt_text
-from eval.report_scores import task_scores
+from eval.report_scores import Beside, task_scores
 from eval.run_files import (
     GroupSums,
     HeldOutRecord,
@@ -134,7 +134,7 @@ def test_the_untrained_model_is_no_baseline_where_it_was_asked_something_else(tm
     names = describe_languages(("en", "ar"))
     marks = {
         view.task: {mark.kind for score in view.scores for mark in score.marks}
-        for view in task_scores(results[300], untrained=results[0], names=names)
+        for view in task_scores(results[300], beside=Beside(untrained=results[0]), names=names)
     }
     assert marks["facts"] == {"majority"} and "untrained" in marks["topics"]
 

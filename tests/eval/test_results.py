@@ -180,10 +180,20 @@ def test_untrained_scores_show_only_for_the_same_documents(built):
     untrained = json.loads(json.dumps(built))
     untrained["results"]["facts_fr"]["exact_match,none"] = 0.111
     untrained["results"]["facts_sw"]["sample_len"] = 99
-    shown = show(draw_table(built, "facts", untrained=untrained))
+    shown = show(draw_table(built, "facts", beside={"untrained": untrained}))
     french = next(line for line in shown.splitlines() if "français" in line)
     swahili = next(line for line in shown.splitlines() if "Kiswahili" in line)
     assert french.split()[-1] == "0.111" and swahili.split()[-1] == "-"
+
+
+def test_other_weights_of_the_same_step_have_a_column_where_they_were_asked_the_task(built):
+    averaged = json.loads(json.dumps(built))
+    averaged["results"]["facts_fr"]["exact_match,none"] = 0.987
+    shown = show(draw_table(built, "facts", beside={"EMA": averaged}))
+    french = next(line for line in shown.splitlines() if "français" in line)
+    assert "EMA" in shown and french.split()[-1] == "0.987"
+    del averaged["group_subtasks"]["facts"]
+    assert "EMA" not in show(draw_table(built, "facts", beside={"EMA": averaged}))
 
 
 def test_long_tables_show_both_ends():

@@ -109,10 +109,12 @@ def test_a_fresh_process_on_one_device_evaluates_without_train(run_dir, tmp_path
         assert here["results"][f"heldout_{language}"]["bits_per_byte,none"] == pytest.approx(there, rel=1e-4)
 
 
-def test_the_average_of_parameters_has_results_of_its_own(run_dir):
+def test_the_average_of_parameters_has_results_of_its_own(run_dir, capsys):
     """Beside those of the last parameters, never over them; a checkpoint that has none says so before anything runs."""
     last = evaluate(run_dir, ("heldout",), limit=2)
     average = evaluate(run_dir, ("heldout",), limit=2, weights="ema")
+    head = next(line.split() for line in capsys.readouterr().out.splitlines()[::-1] if "stderr" in line)
+    assert "last" in head, "the column of the last parameters' scores"
     assert (run_dir / "eval" / "5-ema" / "results.json").is_file()
     assert (average["config"]["weights"], last["config"]["weights"]) == ("ema", "params")
     scores = [each["results"]["heldout_fr"]["bits_per_byte,none"] for each in (last, average)]

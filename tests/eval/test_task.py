@@ -169,6 +169,12 @@ def test_a_run_is_not_asked_what_it_was_not_trained_on():
         follow_recipe(load_task("rewrite"), recipe)
 
 
+def test_sources_of_another_version_are_named_and_not_half_followed():
+    recipe = {"data": {"sources": [{"kind": "procedural", "languages": ["sw"], "shuffled": True}]}}
+    with pytest.raises(EvalError, match=r"task rewrite follows .* another version of polytune .* field `shuffled`"):
+        follow_recipe(load_task("rewrite"), recipe)
+
+
 @pytest.mark.parametrize(("name", "language"), [("procedural", "sw"), ("rewrite", "th")])
 def test_of_several_sources_the_one_that_teaches_the_task_is_followed(name, language):
     taught = {"sw": ["copy"], "th": ["rewrite"]}

@@ -5,16 +5,19 @@ import json
 
 import pytest
 from rich.console import Console
+from ruamel.yaml import YAML
 
 from eval.run_files import read_run
 from launch.cli import main
 from launch.compare import compare, facts_of, print_comparison, run_compare
+from launch.recipe import decode_recipe, write_recipe
 
 RECIPE = """
 run: {dir: %(dir)s, seed: 1}
-model: {dim: 8}
+model: {num_layers: 1, dim: 8, num_heads: 2, num_kv_heads: 2, head_dim: 4, mlp_dim: 8}
+data: {sources: [{kind: cldr, languages: [en, sw]}]}
 optim: {learning_rate: %(rate)s}
-train: {steps: 20, trackers: []}
+train: {steps: 20, batch_rows: 4, trackers: []}
 """
 
 
@@ -22,7 +25,8 @@ def write_run(folder, *, name, rate="1e-3", loss=2.0, card=None, tokenizer="t1",
     """A run of twenty steps: of its loss, twice as much for Swahili as for English; `more` records come last."""
     run_dir = folder / name
     (run_dir / "eval/20").mkdir(parents=True)
-    (run_dir / "recipe.yaml").write_text(RECIPE % {"dir": run_dir, "rate": rate}, encoding="utf-8")
+    tree = YAML(typ="safe").load(RECIPE % {"dir": run_dir, "rate": rate})
+    write_recipe(decode_recipe(tree, name), run_dir / "recipe.yaml")
     facts = {
         "name": name, "created": name, "train_seconds": len(name), "plan_hash": "p1", "tokenizer_hash": tokenizer,
         "versions": {"jax": "0.10.2", "flax": "0.12"}, "git": {"commit": "abc", "dirty": False}, "model": {"dim": 8},
@@ -174,3 +178,28 @@ def test_a_folder_in_which_no_run_has_begun_is_no_equal_run(runs, tmp_path):
     (tmp_path / "refused" / "plan").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"refused holds no run: no run_card.json, no recipe.yaml"):
         run_compare(str(tmp_path / "refused"), str(tmp_path / "refused"), json_file=None, console=Console(quiet=True))
+
+
+def test_a_field_that_an_earlier_version_did_not_have_is_no_difference(runs):
+    """Every run begun before a field existed differed in it from every later one."""
+    a, b = runs
+    path = a / "recipe.yaml"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join(line for line in lines if "dropout:" not in line), encoding="utf-8")
+    compared = compare(read_run(a), read_run(b))
+    assert [item.key for item in compared.differences if item.key.startswith("recipe.")] == [
+        "recipe.optim.learning_rate"
+    ]
+    assert compared.notes == ["a: recipe of an earlier version: 1 field took its default: train.dropout"]
+
+
+def test_a_recipe_with_a_field_of_another_version_is_compared_as_it_is_written(runs):
+    a, b = runs
+    path = b / "recipe.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace("dropout:", "dropped:"), encoding="utf-8")
+    compared = compare(read_run(a), read_run(b))
+    differing = {item.key: (item.a, item.b) for item in compared.differences}
+    assert differing["recipe.train.dropped"] == (None, 0.0)
+    assert differing["recipe.train.dropout"] == (0.0, None)
+    assert "b: taken as written, without defaults" in compared.notes[0]
+    assert "train.dropped: unknown key" in compared.notes[0]

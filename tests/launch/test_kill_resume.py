@@ -14,6 +14,7 @@ import jax
 import msgspec
 import numpy as np
 import pytest
+from ruamel.yaml import YAML
 
 from launch.train import EXIT_STOPPED
 from model.checkpoint import find_checkpoint, read_meta
@@ -155,6 +156,26 @@ def test_a_run_whose_newest_checkpoint_is_half_written_goes_on_from_the_one_befo
     expected, got = final_state(uninterrupted), final_state(run_dir)
     for name in expected:
         np.testing.assert_array_equal(got[name], expected[name], err_msg=name, strict=True)
+
+
+def test_a_run_of_an_earlier_version_goes_on_with_the_same_losses(uninterrupted, tmp_path):
+    """It was refused: its recipe differed in every field that had been added since."""
+    run_dir = tmp_path / "run"
+    shutil.copytree(uninterrupted, run_dir)
+    shutil.rmtree(run_dir / "checkpoints" / str(STEPS))
+    tree = YAML(typ="safe").load((run_dir / "recipe.yaml").read_text())
+    for field in ("freeze", "ema_decay", "dropout", "non_finite"):
+        del tree["train"][field]
+    with (run_dir / "recipe.yaml").open("w") as file:
+        YAML(typ="safe").dump(tree, file)
+    done = run_polytune("train", write_tiny_recipe(tmp_path, run_dir=run_dir, steps=STEPS, save_every=SAVE_EVERY))
+    filled_in = "4 fields took their defaults: train.freeze, train.ema_decay, train.dropout, train.non_finite"
+    assert f"recipe of an earlier version: {filled_in}" in " ".join(done.stdout.split())
+    for step in range(STEPS // SAVE_EVERY * SAVE_EVERY + 1, STEPS + 1):
+        first, again = (r["loss"] for r in read_metrics(run_dir) if r["kind"] == "step" and r["step"] == step)
+        assert again == pytest.approx(first, rel=1e-6)
+    written = YAML(typ="safe").load((run_dir / "recipe.yaml").read_text())
+    assert written["train"]["dropout"] == 0.0, "said once: the recipe is written anew with every default"
 
 
 def test_two_processes_cannot_train_in_one_run_directory(uninterrupted, tmp_path):

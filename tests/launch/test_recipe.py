@@ -18,13 +18,13 @@ from data.source_config import CldrSource, FileSource, LanguageRule, MessageTemp
 from data.sources import load_source
 from launch.config import FREE_TO_CHANGE, Recipe, RecipeError, RunConfig
 from launch.recipe import (
-    check_same_run,
     decode_recipe,
     load_recipe,
     recipe_tree,
     shipped_recipes,
     write_recipe,
 )
+from launch.stored_recipe import check_same_run
 from model.config import ModelConfig
 from train.config import OptimConfig, TrainConfig
 
@@ -265,7 +265,7 @@ def test_a_written_recipe_is_the_same_recipe_whatever_its_texts_hold(tmp_path, r
     """Names such as `no`, `1e3`, `~`, with colons, quotes and line ends too; and it is the same run."""
     write_recipe(recipe, tmp_path / "recipe.yaml")
     assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
-    check_same_run(recipe, tmp_path)
+    check_same_run(recipe, tmp_path, None)
 
 
 def test_a_kill_while_writing_leaves_the_recipe_that_was_there(tmp_path, recipe_file, monkeypatch):
@@ -275,7 +275,7 @@ def test_a_kill_while_writing_leaves_the_recipe_that_was_there(tmp_path, recipe_
     monkeypatch.setattr(Path, "write_text", lambda path, text, **_: path.write_bytes(text[:20].encode()) and 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_recipe(recipe, tmp_path / "recipe.yaml")
-    check_same_run(recipe, tmp_path)
+    check_same_run(recipe, tmp_path, None)
 
 
 FREE = [
@@ -292,7 +292,7 @@ FREE = [
 
 def test_what_changes_no_result_may_change(tmp_path, recipe_file):
     write_recipe(load_recipe(recipe_file), tmp_path / "recipe.yaml")
-    check_same_run(load_recipe(recipe_file, FREE), tmp_path)
+    check_same_run(load_recipe(recipe_file, FREE), tmp_path, None)
     assert {override.split("=")[0].removesuffix(".dtype") for override in FREE} >= set(FREE_TO_CHANGE) - {
         "compute", "mesh", "axes", "checkpoint", "train.non_finite",
     }  # fmt: skip
@@ -315,7 +315,7 @@ def test_what_changes_no_result_may_change(tmp_path, recipe_file):
 def test_another_recipe_s_run_is_refused_with_what_differs(tmp_path, recipe_file, override, message):
     write_recipe(load_recipe(recipe_file), tmp_path / "recipe.yaml")
     with pytest.raises(RecipeError, match="holds another recipe's run") as caught:
-        check_same_run(load_recipe(recipe_file, [override]), tmp_path)
+        check_same_run(load_recipe(recipe_file, [override]), tmp_path, None)
     assert message in str(caught.value)
     assert "Use another run.dir, or give the values it was started with" in str(caught.value)
 
@@ -324,13 +324,13 @@ def test_another_recipe_s_run_is_refused_with_what_differs(tmp_path, recipe_file
 def test_data_may_change_where_the_recipe_accepts_another_plan_and_nothing_else_may(tmp_path, recipe_file, override):
     write_recipe(load_recipe(recipe_file), tmp_path / "recipe.yaml")
     accepting = ["data.changed_plan=accept", "data.mixture.language_weights={}", override]
-    check_same_run(load_recipe(recipe_file, accepting), tmp_path)
+    check_same_run(load_recipe(recipe_file, accepting), tmp_path, None)
     with pytest.raises(RecipeError, match=r"optim.learning_rate: 0.001 there, 0.002 here"):
-        check_same_run(load_recipe(recipe_file, [*accepting, "optim.learning_rate=2e-3"]), tmp_path)
+        check_same_run(load_recipe(recipe_file, [*accepting, "optim.learning_rate=2e-3"]), tmp_path, None)
 
 
 def test_an_empty_directory_holds_no_other_run(tmp_path, recipe_file):
-    check_same_run(load_recipe(recipe_file), tmp_path)
+    check_same_run(load_recipe(recipe_file), tmp_path, None)
 
 
 def test_every_default_is_in_the_written_recipe(tmp_path, recipe_file):

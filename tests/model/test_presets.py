@@ -6,7 +6,7 @@ import pytest
 from toy import TOY
 
 from model.config import ExpertsConfig, LayerKind
-from model.parallel import MESH_AXES, MeshConfig, make_mesh
+from model.parallel import MESH_AXES, AxisRules, MeshConfig, make_mesh
 from model.presets import resolve_mesh
 
 MIXTURE = msgspec.structs.replace(
@@ -14,8 +14,8 @@ MIXTURE = msgspec.structs.replace(
 )
 
 
-def sizes_of(config, cfg=TOY, *, devices=8, rows=8, row_length=16):
-    resolved = resolve_mesh(config, cfg, devices=devices, rows=rows, row_length=row_length)
+def sizes_of(config, cfg=TOY, *, devices=8, rows=8, row_length=16, axes=AxisRules()):  # noqa: B008
+    resolved = resolve_mesh(config, cfg, devices=devices, rows=rows, row_length=row_length, axes=axes)
     mesh = make_mesh(resolved, jax.devices()[:devices])
     return {name: size for name, size in mesh.shape.items() if size > 1}
 
@@ -60,12 +60,36 @@ def test_a_config_without_a_preset_is_left_alone():
             {"rows": 3},
             r"can have 4 on the tensor axis at most; the other 2 ways do not divide 3 rows .*use 2 or 4",
         ),
-        ("long", TOY, {"row_length": 15}, "must divide the 8 devices it may use and data.packing.row_length=15"),
+        (
+            "long",
+            TOY,
+            {"row_length": 15},
+            r"must divide the 8 devices it may use and data.packing.row_length=15; let data.*row_length be 14 or 16",
+        ),
     ],
 )
 def test_a_preset_that_cannot_be_had_says_which_numbers_would_do(preset, cfg, changes, message):
     with pytest.raises(ValueError, match=message):
         sizes_of(MeshConfig(preset=preset), cfg, **changes)
+
+
+def test_a_vocabulary_that_two_devices_cannot_share_is_named_with_those_that_they_can():
+    """It was found only when the model was built, after all data had been tokenised."""
+    odd = msgspec.structs.replace(TOY, vocab_size=33)
+    message = r"and model\.num_kv_heads=4, .*vocab_size .*=33; let model\.vocab_size .* be 32 or 34; or use mesh"
+    with pytest.raises(ValueError, match=message):
+        sizes_of(MeshConfig(preset="fsdp_tp"), odd)
+    padded = msgspec.structs.replace(odd, vocab_padding=1)
+    assert sizes_of(MeshConfig(preset="fsdp_tp"), padded) == {"fsdp": 4, "tensor": 2}
+    assert sizes_of(MeshConfig(preset="fsdp_tp"), odd, axes=AxisRules(vocab=None)) == {"fsdp": 4, "tensor": 2}
+
+
+def test_a_vocabulary_that_four_devices_cannot_share_is_shared_by_two():
+    """Two rows ask for four ways of `tensor`; the vocabulary allows two, and then the rows are too few."""
+    even = msgspec.structs.replace(TOY, vocab_size=34)
+    with pytest.raises(ValueError, match=r"can have 2 on the tensor axis at most; the other 4 ways do not divide 2 "):
+        sizes_of(MeshConfig(preset="fsdp_tp"), even, rows=2)
+    assert sizes_of(MeshConfig(preset="fsdp_tp"), even, rows=4) == {"fsdp": 4, "tensor": 2}
 
 
 @pytest.mark.parametrize("config", [MeshConfig(preset="long", tensor=16), MeshConfig(preset="fsdp_tp", data=3)])

@@ -46,7 +46,11 @@ def dense():
 
 @pytest.mark.parametrize(
     ("mesh", "how"),
-    [((1, 1), {}), ((2, 4), {"remat": "block", "microbatches": 2}), (MeshConfig(fsdp=2, sequence=4), {})],
+    [
+        ((1, 1), {}),
+        ((2, 4), {"remat": "block", "microbatches": 2}),
+        (MeshConfig(fsdp=2, sequence=4), {"remat": "attention"}),
+    ],
     ids=["1-device", "8-devices", "split-rows"],
 )
 def test_attention_in_blocks_changes_no_result(dense, mesh, how):

@@ -129,6 +129,7 @@ def test_packed_rows_train_like_one_example_a_row(plain, toy_params):
     [
         {"remat": "block"},
         {"remat": "products"},
+        {"remat": "attention", "mesh": (4, 2)},
         {"remat": "offload", "mesh": (4, 2)},
         {"scan_unroll": TOY.num_layers, "extra_trained": 1},
         {

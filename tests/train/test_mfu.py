@@ -15,11 +15,11 @@ TRAIN = TrainConfig(steps=2, batch_rows=2)
 ROWS = [[Example([1, 5, 6, 7], [0, 0, 1, 1], 2), Example([1, 8, 9], [0, 0, 1], 3)], [Example([1, 9], [0, 1], 2)]]
 
 
-def utilisation_of(**train):
+def utilisation_of(*, freeze=(), tied_head=True, **train):
     spec = StepSpec(
-        model=msgspec.structs.replace(TOY, layers=(LayerKind(), LayerKind(window=2))),
+        model=msgspec.structs.replace(TOY, layers=(LayerKind(), LayerKind(window=2)), tied_head=tied_head),
         axes=AXES, compute=ComputeConfig(), num_languages=4,
-        most_trained=6,
+        most_trained=6, freeze=freeze,
     )  # fmt: skip
     return make_utilisation(spec, msgspec.structs.replace(TRAIN, **train))
 
@@ -31,6 +31,39 @@ def test_flops_of_a_packed_batch_by_hand(one_device):
     pairs = (6 + 3 + 1) + (1 + 2 + 2 + 1 + 2 + 1)
     wanted = 6 * ((matrices + norms) * 6 + 32 * 16 * 4) + 12 * 8 * 4 * pairs
     assert utilisation_of().count_flops(lay_out(ROWS, length=6)) == wanted
+
+
+MATRICES = 16 * 32 + 2 * 16 * 16 + 32 * 16 + 3 * 16 * 24
+LAYER, PAIRS, HEAD = MATRICES + 2 * 16, (6 + 3 + 1, 1 + 2 + 2 + 1 + 2 + 1), 32 * 16
+
+
+@pytest.mark.parametrize(
+    ("freeze", "tied", "layers", "final_norm", "head", "attention"),
+    [
+        (("embedding/*",), False, (6, 6), 6, 6, (12, 12)),
+        (("embedding/*",), True, (6, 6), 6, 4, (12, 12)),
+        (("embedding/*", "layers/0/*"), False, (2, 6), 6, 6, (4, 12)),
+        (("layers/*",), True, (4, 4), 6, 6, (12, 12)),
+        (("embedding/*", "layers/*"), False, (2, 2), 6, 6, (4, 4)),
+        (("embedding/*", "layers/*", "final_norm/*"), False, (2, 2), 2, 4, (4, 4)),
+        (("layers/1/*", "embedding/*", "final_norm/*", "head/*"), False, (6, 4), 4, 4, (12, 12)),
+    ],
+)
+def test_frozen_parameters_count_no_gradient_that_nothing_needs(
+    one_device, freeze, tied, layers, final_norm, head, attention
+):
+    """Frozen parameters counted as trained ones: a run that trains a head alone looked three times as fast."""
+    wanted = 6 * (layers[0] * LAYER + layers[1] * LAYER + final_norm * 16) + head * 4 * HEAD
+    wanted += 8 * 4 * (attention[0] * PAIRS[0] + attention[1] * PAIRS[1])
+    assert utilisation_of(freeze=freeze, tied_head=tied).count_flops(lay_out(ROWS, length=6)) == wanted
+
+
+def test_of_a_partly_frozen_layer_each_parameter_counts_for_itself(one_device):
+    """Only `down` is trained, from layer 0 on: gradients go through all, 4 FLOPs for what is frozen."""
+    freeze = ("embedding/*", "*norm/*", "*attention/*", "*/up/*", "*/gate/*", "head/*")
+    down = 16 * 24
+    wanted = 6 * (2 * (4 * (LAYER - down) + 6 * down) + 4 * 16) + 4 * 4 * HEAD + 12 * 8 * 4 * sum(PAIRS)
+    assert utilisation_of(freeze=freeze, tied_head=False).count_flops(lay_out(ROWS, length=6)) == wanted
 
 
 def test_padding_and_untrained_positions_are_no_work(one_device):
@@ -52,7 +85,9 @@ def test_formula_peak_and_denominator_are_said(one_device):
     utilisation = utilisation_of(peak_flops_per_s=2e12)
     assert utilisation.peak_of_all == 2e12
     text = utilisation.describe()
-    assert "6 x 512 of the head a trained token" in text and "12 x 32 (heads x width)" in text
+    assert "6 x 5,456 parameters a real token + 6 x 512 of the head a trained token + 384 (12 x heads x wid" in text
+    frozen = utilisation_of(freeze=("embedding/*", "layers/0/*"), tied_head=False).describe()
+    assert "2 x 2,720 + 6 x 2,736 parameters a real token" in frozen and "128 or 384 (12 x heads x width; 4 x" in frozen
     assert "MFU = those / (seconds x 1 device(s) x 2e+12 FLOP/s)" in text and "of the recipe" in text
 
 

@@ -13,8 +13,10 @@ from launch.plan_ahead.topology import make_devices, parse_topology
 from model.attention import Places
 from model.attention_choice import Kernel
 from model.attention_packed import attend_packed
+from model.config import ComputeConfig
 from model.grouped_product import multiply_groups
 from model.parallel import MeshConfig, make_mesh
+from model.remat import remat
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs the TPU compiler: pip install 'polytune[plan]'"
@@ -103,3 +105,28 @@ def test_no_product_of_experts_is_every_row_with_every_matrix(topology, dim, wid
         program = parse_program(jax.jit(split).lower(*arrays).compile().as_text())
     assert unknown_kernels(program) == []
     assert count_flops(program) == 3 * 2 * rows * dim * width
+
+
+@pytest.mark.parametrize(("policy", "forward"), [("none", 1), ("attention", 1), ("block", 2)])
+def test_where_attention_is_kept_the_forward_kernel_of_a_layer_runs_once(policy, forward):
+    """Of scanned layers, so that the compiler cannot take the second run for the first; rows are on one chip each."""
+
+    def run_layer(_stack, x_BTNH):
+        ids = jnp.ones(x_BTNH.shape[:2], jnp.int32)
+        places = Places(ids, jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape))
+        kernel = Kernel(name="splash", block=128)
+        k, v = (jax.reshard(by * x_BTNH, AXES.spec("batch", None, "heads", None)) for by in (2, 3))
+        return attend_packed(x_BTNH, k, v, places, places, kernel=kernel, scale=0.1, axes=AXES)
+
+    def total(x_BTNH):
+        run = remat(run_layer, ComputeConfig(remat=policy))
+        last, _ = jax.lax.scan(lambda x_BTNH, _: (jnp.sin(run(None, x_BTNH)), None), x_BTNH, length=3)
+        return jnp.sum(last.astype(jnp.float32))
+
+    mesh = make_mesh(MeshConfig(fsdp=4), list(make_devices(parse_topology("v5e:2x2"))))
+    with jax.set_mesh(mesh):
+        spec = AXES.spec("batch", "length", "heads", None)
+        x_BTNH = jax.ShapeDtypeStruct((4, 256, 8, 128), jnp.bfloat16, sharding=jax.NamedSharding(mesh, spec))
+        program = parse_program(jax.jit(jax.grad(total)).lower(x_BTNH).compile().as_text())
+    kernels = [v for v in program.visits() if v.instruction.name.startswith("splash_mha_fwd")]
+    assert [v.times for v in kernels] == [3] * forward
