@@ -4,7 +4,8 @@ Letters beside the project's: N counts tokens, C a token's chosen experts, P the
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 from model.config import ModelConfig
 from model.grouped_product import multiply_groups
 from model.layers import activate
+
+PAIRS_LOOP = "pair_blocks"
+"""The scope of the loop over blocks, by which compiled programs tell it from others."""
 
 
 def apply_experts(
@@ -59,7 +63,7 @@ def _add_blocks(cfg: ModelConfig, most: int, order: Order, x_ND, weight_NC, matr
     def add(block, sum_ND):
         return sum_ND + _add_block(cfg, most, order, x_ND, weight_NC, matrices, block * most)
 
-    return jax.lax.fori_loop(0, _count_blocks(order, most), add, jnp.zeros_like(x_ND))
+    return _walk(order, most, add, jnp.zeros_like(x_ND))
 
 
 def _add_blocks_forward(cfg, most, order, x_ND, weight_NC, matrices):
@@ -77,14 +81,16 @@ def _add_blocks_backward(cfg, most, saved, g_ND):
         return jax.tree.map(jnp.add, sums, pull(g_ND))
 
     zeros = jax.tree.map(jnp.zeros_like, tuple(inputs))
-    return None, *jax.lax.fori_loop(0, _count_blocks(order, most), add, zeros)
+    return None, *_walk(order, most, add, zeros)
 
 
 _add_blocks.defvjp(_add_blocks_forward, _add_blocks_backward)
 
 
-def _count_blocks(order: Order, most: int) -> Int[Array, ""]:
-    return (order.ends_E[-1] + most - 1) // most
+def _walk(order: Order, most: int, add: Callable[[Any, Any], Any], start: Any) -> Any:
+    """`start` after add(block, value) of each block of `most` pairs that are not all elsewhere."""
+    with jax.named_scope(PAIRS_LOOP):
+        return jax.lax.fori_loop(0, (order.ends_E[-1] + most - 1) // most, add, start)
 
 
 class Block(NamedTuple):

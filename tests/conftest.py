@@ -50,7 +50,10 @@ hypothesis.settings.load_profile("same")
 @pytest.fixture(autouse=True)
 def _keep_settings():
     """A test that enters a program's main leaves no setting of its process behind."""
-    names = ("jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs")
+    names = (
+        "jax_compilation_cache_dir", "jax_compilation_cache_include_metadata_in_key",
+        "jax_persistent_cache_min_compile_time_secs",
+    )  # fmt: skip
     before = {name: getattr(jax.config, name) for name in names}
     yield
     for name, value in before.items():

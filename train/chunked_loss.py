@@ -29,6 +29,9 @@ ACCELERATOR_POSITIONS = 2048
 """Chunks of accelerators, reasoned and not measured: each reads and writes the whole gradient of the head, 8 V D bytes
 beside 6 C V D operations, so C has to be well above 4/3 of what a chip computes while it moves a byte (about 300)."""
 
+HEAD_LOOP = "head_chunks"
+"""The scope of the loop over chunks, by which compiled programs tell it from others."""
+
 
 class Layout(NamedTuple):
     """How a head's arrays lie on the mesh: the mesh axes of their dimensions. Static."""
@@ -251,7 +254,8 @@ def _walk_chunks(visit, layout: Layout, wanted: Wanted, x_ND, head, tokens: Toke
 
     # As many on every device: those that share tokens exchange sums in each step.
     used = _over(jax.lax.pmax, (jnp.sum(tokens.is_trained) + size - 1) // size, layout.tokens)
-    walked = jax.lax.fori_loop(0, used, step, start)
+    with jax.named_scope(HEAD_LOOP):
+        walked = jax.lax.fori_loop(0, used, step, start)
     in_place = jax.tree.map(lambda x: x[back_N], walked._replace(grad_head=None))
     return in_place._replace(grad_head=walked.grad_head)
 

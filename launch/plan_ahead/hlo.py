@@ -90,15 +90,15 @@ class Program:
 
     computations: Mapping[str, Computation]
     entry: str
-    assumed_trips: int = 1
-    """How often the body of a loop runs whose length the text does not tell."""
+    assumed_trips: tuple[tuple[str, int], ...] = ()
+    """How often the body of a loop runs whose length depends on data, by the name of its scope in our code."""
 
     def visits(self) -> Iterator[Visit]:
         """Yields every instruction that runs, with how often, from the entry down."""
         yield from self._visit(self.entry, times=1, owner=self.entry, is_fused=False)
 
     def unknown_loops(self) -> list[str]:
-        """Names of loops whose length the text does not tell; their bodies count `assumed_trips` times."""
+        """Names of loops whose length the text does not tell and nothing is assumed of; their bodies count once."""
         return sorted(
             {
                 visit.instruction.name
@@ -108,11 +108,13 @@ class Program:
         )
 
     def trip_count(self, loop: Instruction) -> int | None:
-        """How often a loop's body runs; None where the text does not tell."""
+        """How often a loop's body runs; None where neither the text nor an assumption tells."""
         if known := re.search(r'known_trip_count"?:\s*\{\s*"?n"?:\s*"?(\d+)', loop.attributes):
             return int(known.group(1))
         condition = self.computations[loop.called("condition") or ""]
-        return _bound(self, condition, condition.root)
+        bound = _bound(self, condition, condition.root)
+        assumed = (trips for scope, trips in self.assumed_trips if f'/{scope}/while"' in loop.attributes)
+        return next(assumed, None) if bound is None else bound
 
     def _visit(self, name: str, *, times: int, owner: str, is_fused: bool) -> Iterator[Visit]:
         computation = self.computations[name]
@@ -127,7 +129,7 @@ class Program:
         """What an instruction runs: the computation, how often, whether as the inside of a fusion."""
         match item.opcode:
             case "while":
-                return [(item.called("body") or "", self.trip_count(item) or self.assumed_trips, False)]
+                return [(item.called("body") or "", 1 if (trips := self.trip_count(item)) is None else trips, False)]
             case "fusion":
                 return [(item.called("calls") or "", 1, True)]
             case "call":

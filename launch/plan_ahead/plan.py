@@ -18,7 +18,11 @@ from launch.plan_ahead.topology import Topology
 from model import transformer
 from model.attention_choice import Kernel, choose_attention, describe_attention
 from model.config import ModelConfig
+from model.expert_pairs import PAIRS_LOOP
 from model.flops import used_parameters
+from model.moe import BLOCK_OF_FAIR_SHARE
+from model.parallel import axis_names
+from train.chunked_loss import HEAD_LOOP
 
 
 class AheadPlan(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +104,8 @@ def list_assumptions(step: AbstractStep, topology: Topology, kernel: Kernel) -> 
         f"a table of {ASSUMED_LANGUAGES} languages",
         "every row one causal segment, for the FLOPs of attention",
     ]
+    if step.spec.model.experts is not None and axis_names(step.spec.axes.experts):
+        said.append(f"no device's experts get more than {BLOCK_OF_FAIR_SHARE} times their fair share of tokens")
     if topology.platform == "gpu":
         said += [
             "compiled for as many simulated CPU devices: parameters, optimizer, gradients and batch are as they will "
@@ -144,16 +150,14 @@ def _read_text(
     if compiled.text is None:
         unread = roofline.Flops(products=products, attention=attention, compiled_per_chip=None, compiler_per_chip=None)
         return unread, None, None
-    program = dataclasses.replace(parse_program(compiled.text), assumed_trips=head_trips(step))
-    unknown = program.unknown_loops()
-    if len(unknown) == 1 and step.spec.loss.head == "chunked":
-        unknown = []  # the head's, whose length is assumed
+    assumed = ((HEAD_LOOP, head_trips(step)), (PAIRS_LOOP, 1))
+    program = dataclasses.replace(parse_program(compiled.text), assumed_trips=assumed)
     flops = roofline.Flops(
         products=products,
         attention=attention,
         compiled_per_chip=count_flops(program),
         compiler_per_chip=compiled.flops_once,
-        unknown_loops=tuple(unknown),
+        unknown_loops=tuple(program.unknown_loops()),
         unknown_kernels=tuple(unknown_kernels(program)),
     )
     return flops, count_bytes(program), list_traffic(program, mesh_shape)

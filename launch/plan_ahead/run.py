@@ -79,6 +79,8 @@ def _set_up(topology: Topology) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     if topology.platform == "tpu":  # what the cache holds is read by a device only, and there is none
         jax.config.update("jax_enable_compilation_cache", False)
+    # Loops are told apart by the names of their scopes: a program kept from code that had other names will not do.
+    jax.config.update("jax_compilation_cache_include_metadata_in_key", True)
 
 
 def _write(plan: AheadPlan, recipe: Recipe, cfg: ModelConfig, topology: Topology, path: Path) -> None:

@@ -1,5 +1,7 @@
 """The text of a compiled program: what is counted, and how often, against numbers worked out by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -79,6 +81,18 @@ def test_a_loop_of_unknown_length_counts_once_and_is_named():
     program = parse_program(text)
     assert program.unknown_loops() == ["w"]
     assert count_flops(program) == 5 * 2 * 8 * 4 * 4
+
+
+def test_an_assumed_length_is_that_of_the_loop_it_was_assumed_of():
+    """Neither the chunks of a head nor the blocks of experts' pairs are counted in a program's text."""
+    text = LOOPS.replace("constant(3)", "parameter(1)").replace(
+        "body=%outer_body", 'body=%outer_body, metadata={op_name="jit(step)/jvp()/head_chunks/while"}'
+    )
+    program = parse_program(text)
+    for scope, times in ("head_chunks", 4), ("pair_blocks", 1):
+        assumed = dataclasses.replace(program, assumed_trips=((scope, 4),))
+        assert {visit.instruction.opcode: visit.times for visit in assumed.visits()}["all-reduce"] == times
+        assert assumed.unknown_loops() == ([] if scope == "head_chunks" else ["w"])
 
 
 def test_shapes_of_a_type_and_the_memory_they_lie_in():
