@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli import EXAMPLES, make_parser
+from launch.options import EXAMPLES, make_parser
 from launch.recipe import load_recipe, shipped_recipes
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from launch import cli
-from launch.cli import EXAMPLES, EXIT_USER_ERROR, VERBS, main, make_parser, parse_arguments
+from launch.cli import EXIT_USER_ERROR, VERBS, main
+from launch.options import EXAMPLES, make_parser, parse_arguments
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -147,7 +148,7 @@ def test_env_describes_machine_and_versions(capsys, monkeypatch):
 def test_help_answers_before_jax_is_there():
     """A second or more of imports is left to the verbs."""
     program = (
-        "import sys, launch.cli; launch.cli.make_parser(); "
+        "import sys, launch.cli, launch.options; launch.options.make_parser(); "
         "print([name for name in ('jax', 'grain', 'data') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
