@@ -10,6 +10,7 @@ from rich.console import Console
 from toy import TOY
 
 from launch.recipe import load_recipe
+from model.flops import StepCost
 from tests.bench import shapes, step
 from tests.bench.same_work import TOLERANCES, NotTheSameWorkError, check_first, check_memory, check_recipe
 from tests.bench.step_table import describe_outcome, print_table
@@ -147,7 +148,12 @@ def test_shapes_times_a_step_of_a_tiny_model_on_every_device(capsys):
 
 def test_the_table_has_medians_of_timed_steps_and_says_what_failed_and_why():
     batches = [draw_batch(np.random.default_rng(i), rows=2, length=64, vocabulary=32) for i in range(2)]
-    formula = Utilisation(model=TOY, used=1000, devices=1, peak_flops_per_s=1e6, peak_source="this test")
+    cost = StepCost(
+        parameters={6: 1000 - 32 * TOY.dim},
+        head=(6, 32 * TOY.dim),
+        pair_L=(12 * TOY.num_heads * TOY.head_dim,) * TOY.num_layers,
+    )
+    formula = Utilisation(model=TOY, cost=cost, devices=1, peak_flops_per_s=1e6, peak_source="this test")
     slow = [Step(5.0, 2.0, seconds) for seconds in (9.0, 9.0, 9.0, 0.5, 0.8, 1.0)]
     fast = [Step(5.0, 2.0, seconds) for seconds in (9.0, 9.0, 9.0, 0.2, 0.4, 0.4)]
     last = Step(4.25, 2.0, 0.4)
