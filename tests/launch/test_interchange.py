@@ -190,6 +190,7 @@ def forget_last_step(run):
     shutil.rmtree(run / "checkpoints" / "4")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_its_own_model_when_its_start_has_changed_or_gone(tmp_path):
     """Reading the folder again on resume would swap the architecture under half-trained parameters."""
     folder, run = write_hub_model(tmp_path / "hub"), tmp_path / "run"
@@ -224,6 +225,7 @@ def test_training_into_an_imported_model_s_folder_says_what_to_do(imported, tmp_
     assert not (tmp_path / "run" / "plan").exists()
 
 
+@pytest.mark.slow
 def test_stop_ids_of_a_model_mean_nothing_to_another_tokenizer(hub, tmp_path):
     """Its end of turn may be any piece of text there, and answers would end in the middle of a word."""
     folder = write_hub_model(tmp_path / "hub", vocab_size=400)

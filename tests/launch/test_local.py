@@ -109,6 +109,7 @@ def resume_from(run_dir: Path, step: int, folder: Path, processes: int) -> Path:
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_fewer_processes_4_2_1(runs, tmp_path_factory):
     """The batches go on with the next one whatever the number of hosts, nothing replayed or left out."""
     by_two = resume_from(runs[4], 3, tmp_path_factory.mktemp("then2"), 2)

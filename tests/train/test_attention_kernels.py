@@ -48,7 +48,7 @@ def dense():
     ("mesh", "how"),
     [
         ((1, 1), {}),
-        ((2, 4), {"remat": "block", "microbatches": 2}),
+        pytest.param((2, 4), {"remat": "block", "microbatches": 2}, marks=pytest.mark.slow),
         (MeshConfig(fsdp=2, sequence=4), {"remat": "attention"}),
     ],
     ids=["1-device", "8-devices", "split-rows"],

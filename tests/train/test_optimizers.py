@@ -135,6 +135,7 @@ def reference(tx, keep):
     return params
 
 
+@pytest.mark.slow
 def test_adafactor_factors_each_layer_s_matrix_and_never_over_layers():
     """As `optax.adafactor` of a model whose layers are not stacked: its factors, its clipping by matrix."""
     tx = optax.adafactor(RATE, min_dim_size_to_factor=8, multiply_by_parameter_scale=True)
