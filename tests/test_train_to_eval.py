@@ -41,6 +41,7 @@ def evaluate(run_dir, *, devices: int, output) -> dict:
     return json.loads((output / "results.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_eight_devices_is_evaluated_on_one_without_importing_train(trained_on_eight, tmp_path):
     one = evaluate(trained_on_eight, devices=1, output=tmp_path / "one")
     eight = evaluate(trained_on_eight, devices=8, output=tmp_path / "eight")
@@ -53,6 +54,7 @@ def test_a_checkpoint_of_eight_devices_is_evaluated_on_one_without_importing_tra
     assert one["groups"]["facts"]["exact_match,none"] > 0.5, "the tiny model did not learn its 32 facts"
 
 
+@pytest.mark.slow
 def test_a_foreign_tokenizer_beside_a_checkpoint_is_refused(trained_on_eight, tmp_path):
     run_dir = tmp_path / "run"
     shutil.copytree(trained_on_eight, run_dir)

@@ -207,6 +207,7 @@ def test_a_run_goes_on_with_its_own_model_when_its_start_has_changed_or_gone(tmp
     assert "resumed from checkpoint 2" in run_polytune("train", recipe).stdout
 
 
+@pytest.mark.slow
 def test_a_run_from_a_folder_goes_on_on_another_mesh(tmp_path):
     """Padding the vocabulary by the mesh of the day would make the checkpoint another model's."""
     folder = write_hub_model(tmp_path / "hub", vocab_size=271)

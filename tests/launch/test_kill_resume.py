@@ -187,6 +187,7 @@ def test_two_processes_cannot_train_in_one_run_directory(uninterrupted, tmp_path
     assert "another process is training" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_relative_run_directory_works_for_training_resuming_and_reading(tmp_path, monkeypatch):
     recipe = write_tiny_recipe(tmp_path, run_dir=Path("run"), steps=12, save_every=5)
     monkeypatch.chdir(tmp_path)

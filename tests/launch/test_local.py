@@ -1,5 +1,6 @@
 """Real jobs of several processes on this machine: they train what one process trains, and end as one."""
 
+import functools
 import os
 import shutil
 import signal
@@ -61,25 +62,28 @@ def assert_same_run(found, wanted):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """The run directories of the same recipe, trained by 1, 2 and 4 processes."""
-    done = {}
-    for processes in (1, 2, 4):
+def run_by(tmp_path_factory):
+    """The run directory of the same recipe, trained by so many processes; once."""
+
+    @functools.cache
+    def train(processes: int) -> Path:
         folder = tmp_path_factory.mktemp(f"by{processes}")
         run_job(local_command(write_recipe(folder, steps=STEPS, save_every=SAVE_EVERY), processes))
-        done[processes] = folder / "run"
-    return done
+        return folder / "run"
+
+    return train
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_several_processes_train_what_one_does(runs, processes):
-    assert len(steps_of(runs[1])) == STEPS
-    assert_same_run(runs[processes], runs[1])
-    for found, wanted in zip(languages_of(runs[processes]), languages_of(runs[1]), strict=True):
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_processes_train_what_one_does(run_by, processes):
+    several, one = run_by(processes), run_by(1)
+    assert len(steps_of(one)) == STEPS
+    assert_same_run(several, one)
+    for found, wanted in zip(languages_of(several), languages_of(one), strict=True):
         for name in ("step", "first_step", "weight", "tokens", "share_so_far"):
             assert found[name] == wanted[name], "a count of one process's share, or one counted twice"
-    assert read_metrics(runs[processes])[0]["devices"] == processes
-    assert list_steps(runs[processes])[0] == list_steps(runs[1])[0] == [0, 3, 6, 9]
+    assert read_metrics(several)[0]["devices"] == processes
+    assert list_steps(several)[0] == list_steps(one)[0] == [0, 3, 6, 9]
 
 
 @pytest.mark.slow
@@ -110,14 +114,15 @@ def resume_from(run_dir: Path, step: int, folder: Path, processes: int) -> Path:
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_fewer_processes_4_2_1(runs, tmp_path_factory):
+def test_a_run_goes_on_with_fewer_processes_4_2_1(run_by, tmp_path_factory):
     """The batches go on with the next one whatever the number of hosts, nothing replayed or left out."""
-    by_two = resume_from(runs[4], 3, tmp_path_factory.mktemp("then2"), 2)
-    assert_same_run(by_two, runs[1])
+    by_two = resume_from(run_by(4), 3, tmp_path_factory.mktemp("then2"), 2)
+    assert_same_run(by_two, run_by(1))
     by_one = resume_from(by_two, 6, tmp_path_factory.mktemp("then1"), 1)
-    assert_same_run(by_one, runs[1])
+    assert_same_run(by_one, run_by(1))
 
 
+@pytest.mark.slow
 def test_a_loader_that_fails_on_one_host_fails_the_run_on_all(tmp_path):
     """Told of by its process, named by the other, which sits in a collective; neither ends as success."""
     recipe = write_recipe(tmp_path, steps=STEPS, save_every=100)
